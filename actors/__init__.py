@@ -1,0 +1,1 @@
+"""One file per Ray role: everything that says `import ray`."""

@@ -1,0 +1,1 @@
+"""Where Ray clusters come from, and who owns them."""

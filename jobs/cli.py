@@ -1,0 +1,40 @@
+"""The command line that every job has: `--config FILE [--dry-run] [key=value ...]`."""
+
+import argparse
+import os
+import sys
+from collections.abc import Callable
+
+from wfray.config.base import Config
+
+
+def run_job[C: Config](config_type: type[C], main: Callable[[C], None], argv: list[str] | None = None) -> None:
+    """Parse the command line, load the configuration and call `main` with it.
+
+    A user's mistake (`ValueError`) or an operating-system error that names its file (disk full, read-only directory) ends
+    the process with exit code 2 and one message on standard error; anything else propagates with its traceback.
+    """
+    parser = argparse.ArgumentParser(description=(config_type.__doc__ or "").strip())
+    parser.add_argument("--config", required=True, help="YAML file of this stage, see configs/")
+    parser.add_argument("--dry-run", action="store_true", help="print the resolved configuration and stop")
+    parser.add_argument("overrides", nargs="*", metavar="key=value", help="replace values of the file, for example train.tokens=20000")
+    arguments = parser.parse_intermixed_args(argv)
+    try:
+        config = config_type.load(arguments.config, arguments.overrides)
+        if arguments.dry_run:
+            print(config.to_yaml(), end="")
+            return
+        main(config)
+    except ValueError as error:
+        fail(str(error))
+    except OSError as error:
+        if error.filename is None and error.errno is None:
+            raise
+        fail(f"{error.strerror or error}: {error.filename or 'no file named'}; check free space and permissions of the run directory")
+
+
+def fail(message: str) -> None:
+    """Print one message on standard error and exit with code 2, without waiting for Ray's threads."""
+    print(f"error: {message}", file=sys.stderr, flush=True)
+    sys.stdout.flush()
+    os._exit(2)

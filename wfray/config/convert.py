@@ -1,0 +1,32 @@
+"""Configuration of stage 1: a full-precision checkpoint becomes a student of ternary linear layers."""
+
+from typing import Literal
+
+from pydantic import PositiveInt
+
+from wfray.config.base import Config, RunPath
+from wfray.config.model import ModelSource
+
+
+class Subln(Config):
+    """The extra RMSNorms of BitDistill (arXiv 2510.13998, section 3.1)."""
+
+    placement: Literal["output", "all", "none"] = "output"
+    """`output`: before o_proj and down_proj, as in the paper; `all`: before all seven projections, as in its code."""
+    init: Literal["calibrated", "ones"] = "calibrated"
+    """Initial weight: the RMS of the projection's input in the original model, which keeps the function's scale, or 1."""
+    eps: float = 1e-5
+
+
+class ConvertConfig(Config):
+    """`jobs.convert`: model -> student."""
+
+    run: RunPath
+    """The run directory."""
+    stage: str = "convert"
+    """This stage's directory in the run."""
+    model: ModelSource
+    subln: Subln = Subln()
+    corpus: str | None = "pack"
+    """Stage or directory of the packed corpus for calibration; needed when `subln.init` is calibrated."""
+    calibration_tokens: PositiveInt = 4096

@@ -1,0 +1,55 @@
+"""Configuration of the export: a student becomes one GGUF file that stock llama.cpp runs, with a proof that it computes the same."""
+
+from typing import Literal
+
+from pydantic import Field, NonNegativeFloat, PositiveInt
+
+from wfray.config.base import Config, RunPath
+
+LinearType = Literal["Q4_0", "TQ2_0", "TQ1_0", "F16"]
+EmbeddingType = Literal["F16", "Q8_0"]
+
+
+class Parity(Config):
+    """Held-out sequences through the training model and through the file in llama.cpp; a miss fails the export."""
+
+    sequences: PositiveInt = 64
+    """Taken from all sources in turn."""
+    max_tokens: PositiveInt = 128
+    """Longer sequences are cut here."""
+    min_top1: float = Field(0.99, ge=0, le=1)
+    """Least share of positions where both models rank the same token first."""
+    max_mean_kl: NonNegativeFloat = 1e-3
+    """Largest mean KL(training || file), nats a token."""
+
+
+class Speed(Config):
+    """Prefill and decoding speed of the file, and of the full-precision original as an F16 file, in llama.cpp."""
+
+    prompt_tokens: PositiveInt = 256
+    decode_tokens: PositiveInt = 64
+    repeats: PositiveInt = 5
+    """The median counts."""
+
+
+class ExportConfig(Config):
+    """`jobs.export`: student -> model.gguf."""
+
+    run: RunPath
+    """The run directory."""
+    stage: str = "export"
+    """This stage's directory in the run."""
+    student: str
+    """Stage or directory of the student."""
+    corpus: str = "pack"
+    """Stage or directory of the packed corpus; its held-out split is what parity is measured on."""
+    original: str | None = "convert"
+    """Stage or directory of the full-precision original, written as an F16 file for comparison; None: no comparison."""
+    linear_type: LinearType = "Q4_0"
+    """Storage of the ternary matrices, exact in every type. TQ2_0 and TQ1_0 pad the hidden axis to a multiple of 256."""
+    embedding_type: EmbeddingType = "F16"
+    """Storage of the embedding, which is the head too. Q8_0 halves its bytes and rounds it."""
+    threads: PositiveInt = 2
+    """CPU threads of llama.cpp and torch."""
+    parity: Parity = Parity()
+    speed: Speed = Speed()

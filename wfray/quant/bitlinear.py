@@ -1,0 +1,85 @@
+"""BitLinear: a linear layer of ternary weights and int8 activations, trained through a straight-through estimator.
+
+At lambda = 1 the forward product runs on integers, `y = (codes_x @ codes_w^T) * (g/127) * D`, and backward keeps the int8 codes
+of the activations instead of their floats: half the bytes of a bfloat16 linear layer. Gradients are those of the
+straight-through estimator: `dx = dy @ Q(W)`, `dW = dy^T @ Q(x)`. The ternary codes are computed once for each version of the
+latent weight, so not again for every micro-batch of a step. Below 1 the layer computes `w + lambda (Q(w) - w).detach()`, and
+the same for x, in floats.
+
+`norm`, where there is one, is the SubLN of BitDistill: an RMSNorm on the input of the projection.
+"""
+
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from wfray.quant.int8 import fake_quantize_activations, quantize_activations
+from wfray.quant.ternary import quantize_weight
+
+
+class TernaryProduct(torch.autograd.Function):
+    """`Q(x) @ Q(W)^T` in integers with the straight-through estimator's gradients."""
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, weight: Tensor, codes_w: Tensor, scale_w: Tensor, dtype: torch.dtype) -> Tensor:
+        """Args: x [..., C], latent weight [D, C] (for its gradient only), its codes and scale, dtype of the result [..., D]."""
+        codes_x, scale_x = quantize_activations(x)
+        codes_TC, scale_T1 = codes_x.flatten(0, -2), scale_x.flatten(0, -2)
+        products_TD = torch._int_mm(codes_TC, codes_w.t())
+        y_TD = (products_TD * (scale_T1 * scale_w)).to(dtype)
+        ctx.save_for_backward(codes_TC, scale_T1, codes_w, scale_w)
+        ctx.x_shape, ctx.x_dtype, ctx.dtype = x.shape, x.dtype, dtype
+        return y_TD.view(*x.shape[:-1], -1)
+
+    @staticmethod
+    def backward(ctx: Any, grad_y: Tensor) -> tuple[Tensor, Tensor, None, None, None]:
+        """The gradients of x and of the latent weight."""
+        codes_TC, scale_T1, codes_w, scale_w = ctx.saved_tensors
+        grad_TD = grad_y.flatten(0, -2).to(ctx.dtype)
+        grad_x = (grad_TD @ codes_w.to(ctx.dtype) * scale_w).to(ctx.x_dtype)
+        grad_weight = (grad_TD * scale_T1).to(ctx.dtype).t() @ codes_TC.to(ctx.dtype)
+        return grad_x.view(ctx.x_shape), grad_weight.float(), None, None, None
+
+
+class BitLinear(nn.Module):
+    """A linear layer with latent float32 weights [D, C] that computes with their ternary codes."""
+
+    def __init__(self, weight: nn.Parameter, bias: nn.Parameter | None = None, norm: nn.RMSNorm | None = None) -> None:
+        super().__init__()
+        self.weight = weight
+        self.bias = bias
+        self.norm = norm
+        self.quantization_lambda = 1.0
+        self._codes: tuple[Tensor, Tensor] | None = None
+        self._codes_version = (-1, -1)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """x [..., C] -> [..., D]; the dtype is autocast's where that is on, else that of `x`."""
+        if self.norm is not None:
+            x = self.norm(x)
+        device = x.device.type
+        dtype = torch.get_autocast_dtype(device) if torch.is_autocast_enabled(device) else x.dtype
+        y = self._ternary(x, dtype) if self.quantization_lambda == 1.0 else self._partly_ternary(x)
+        return y if self.bias is None else y + self.bias.to(y.dtype)
+
+    def _ternary(self, x: Tensor, dtype: torch.dtype) -> Tensor:
+        codes_w, scale_w = self.ternary_weight()
+        return TernaryProduct.apply(x, self.weight, codes_w, scale_w, dtype)
+
+    def _partly_ternary(self, x: Tensor) -> Tensor:
+        codes_w, scale_w = self.ternary_weight()
+        strength = self.quantization_lambda
+        weight = self.weight + strength * (codes_w * scale_w - self.weight).detach()
+        return F.linear(x + strength * (fake_quantize_activations(x) - x).detach(), weight)
+
+    def ternary_weight(self) -> tuple[Tensor, Tensor]:
+        """Codes (int8 [D, C]) and scale of the current latent weight, computed once for each of its versions."""
+        version = (self.weight.data_ptr(), self.weight._version)
+        if self._codes is None or version != self._codes_version:
+            self._codes, self._codes_version = quantize_weight(self.weight), version
+        return self._codes
+
+    def extra_repr(self) -> str:
+        return f"in_features={self.weight.shape[1]}, out_features={self.weight.shape[0]}, bias={self.bias is not None}"

@@ -1,0 +1,31 @@
+"""Int8 activations, one scale a token: `g = max|x|`, `Q(x) = g/127 * clip(round(127/(g + eps) * x), -128, 127)`.
+
+BitDistill (arXiv 2510.13998) equation 3. A token is the last axis.
+"""
+
+import torch
+from torch import Tensor
+
+ACTIVATION_EPS = 1e-5
+LEVELS = 127
+
+
+def quantize_activations(x: Tensor) -> tuple[Tensor, Tensor]:
+    """Quantize each token of `x`.
+
+    Args:
+        x: activations [..., C].
+
+    Returns:
+        codes: int8 [..., C].
+        scale: float32 [..., 1], so that the quantized activations are `codes * scale`.
+    """
+    largest = x.detach().abs().amax(dim=-1, keepdim=True).float()
+    codes = (x.detach() * (LEVELS / (largest + ACTIVATION_EPS))).round_().clamp_(-LEVELS - 1, LEVELS).to(torch.int8)
+    return codes, largest / LEVELS
+
+
+def fake_quantize_activations(x: Tensor) -> Tensor:
+    """The quantized activations as floats of the dtype of `x`; see the module docstring."""
+    codes, scale = quantize_activations(x)
+    return (codes * scale).to(x.dtype)

@@ -1,0 +1,54 @@
+"""The families of models that can become students: where their layers and projections are. A family is one entry."""
+
+from dataclasses import dataclass
+
+from torch import nn
+from transformers import PretrainedConfig, PreTrainedModel
+
+PROJECTIONS = ("q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj")
+OUTPUT_PROJECTIONS = ("o_proj", "down_proj")
+"""The projections whose input BitDistill normalises."""
+
+
+@dataclass(frozen=True)
+class Family:
+    """How a decoder of this family is laid out; the defaults are those of Llama and of all that follow it."""
+
+    layers: str = "model.layers"
+    attention: str = "self_attn"
+    mlp: str = "mlp"
+
+
+FAMILIES: dict[str, Family] = {
+    "llama": Family(),
+    "mistral": Family(),
+    "qwen2": Family(),
+    "qwen3": Family(),
+}
+
+
+def family_of(config: PretrainedConfig) -> Family:
+    """The family of a model's configuration.
+
+    Raises:
+        ValueError: the family is not in the table.
+    """
+    if config.model_type not in FAMILIES:
+        raise ValueError(
+            f"models of family {config.model_type!r} cannot become students; known families: {', '.join(sorted(FAMILIES))}. "
+            "A new one is an entry in wfray/student/families.py"
+        )
+    return FAMILIES[config.model_type]
+
+
+def decoder_layers(model: PreTrainedModel) -> nn.ModuleList:
+    """The decoder layers of a causal language model."""
+    layers = model.get_submodule(family_of(model.config).layers)
+    assert isinstance(layers, nn.ModuleList)
+    return layers
+
+
+def projections(layer: nn.Module, family: Family) -> list[tuple[nn.Module, str]]:
+    """The seven projections of a decoder layer as (parent module, attribute name), in the order of `PROJECTIONS`."""
+    attention, mlp = layer.get_submodule(family.attention), layer.get_submodule(family.mlp)
+    return [(attention if hasattr(attention, name) else mlp, name) for name in PROJECTIONS]

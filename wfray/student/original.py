@@ -1,0 +1,130 @@
+"""The original: any model source becomes one ordinary Hugging Face directory (bfloat16 safetensors, configuration, tokenizer)."""
+
+import importlib.util
+from pathlib import Path
+
+import torch
+from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, PretrainedConfig, PreTrainedModel
+
+from wfray.config.model import Architecture, HubModel, LocalModel, ModelSource, PackageGGUF, RandomModel
+from wfray.runs.files import write_aside
+from wfray.student.families import family_of
+
+
+def materialize(source: ModelSource, directory: Path) -> Path:
+    """Write the model of `source` to `directory`, unless it is there already. Written aside and renamed: never half a model.
+
+    Raises:
+        ValueError: the package, file or checkpoint does not exist, the family is unknown, or the architecture is another one.
+    """
+    if directory.exists():
+        return directory
+    with write_aside(directory) as aside:
+        model = read_model(source)
+        if source.architecture is not None:
+            check_architecture(model.config, source.architecture)
+        model.to(torch.bfloat16).save_pretrained(aside)
+        read_tokenizer(source).save_pretrained(aside)
+    return directory
+
+
+def read_model(source: ModelSource) -> PreTrainedModel:
+    """The model of a source with its weights, float32."""
+    match source:
+        case PackageGGUF():
+            folder = package_file(source).parent
+            model = AutoModelForCausalLM.from_pretrained(folder, gguf_file=package_file(source).name, dtype=torch.float32)
+            # Dequantized weights are ordinary ones, but transformers keeps the marks of the file and then refuses to save.
+            model.hf_quantizer = None
+            del model.config.quantization_config
+        case HubModel():
+            family_of(AutoConfig.from_pretrained(source.id, revision=source.revision))
+            model = AutoModelForCausalLM.from_pretrained(source.id, revision=source.revision, dtype=torch.float32)
+        case LocalModel():
+            model = read_directory(Path(source.path))
+        case RandomModel():
+            torch.manual_seed(source.seed)
+            model = AutoModelForCausalLM.from_config(random_config(source), dtype=torch.float32)
+    family_of(model.config)
+    return model
+
+
+def read_directory(path: Path) -> PreTrainedModel:
+    """The model in a checkpoint directory of a known family."""
+    if not (path / "config.json").is_file():
+        raise ValueError(f"model directory {str(path)!r} holds no config.json")
+    family_of(AutoConfig.from_pretrained(path))
+    return AutoModelForCausalLM.from_pretrained(path, dtype=torch.float32)
+
+
+def read_tokenizer(source: ModelSource):  # type: ignore[no-untyped-def]
+    """The tokenizer of a source."""
+    match source:
+        case PackageGGUF():
+            return AutoTokenizer.from_pretrained(package_file(source).parent, gguf_file=package_file(source).name)
+        case HubModel():
+            return AutoTokenizer.from_pretrained(source.id, revision=source.revision)
+        case LocalModel():
+            return AutoTokenizer.from_pretrained(source.path)
+        case RandomModel():
+            return read_tokenizer(source.tokenizer)
+
+
+def package_file(source: PackageGGUF) -> Path:
+    """The path of the file inside the installed package.
+
+    Raises:
+        ValueError: the package is not installed or has no such file.
+    """
+    spec = importlib.util.find_spec(source.package)
+    if spec is None or spec.origin is None:
+        raise ValueError(f"package {source.package!r} is not installed; `make install` installs what the quickstart needs")
+    path = Path(spec.origin).parent / source.file
+    if not path.is_file():
+        raise ValueError(f"package {source.package!r} holds no file {source.file!r}")
+    return path
+
+
+def random_config(source: RandomModel) -> PretrainedConfig:
+    """A Hugging Face configuration of the source's architecture."""
+    wanted, tokenizer = source.architecture, read_tokenizer(source)
+    return AutoConfig.for_model(
+        wanted.family,
+        num_hidden_layers=wanted.num_layers,
+        hidden_size=wanted.hidden_size,
+        intermediate_size=wanted.intermediate_size,
+        num_attention_heads=wanted.num_heads,
+        num_key_value_heads=wanted.num_kv_heads,
+        head_dim=wanted.head_dim,
+        vocab_size=wanted.vocab_size,
+        tie_word_embeddings=wanted.tied_head,
+        bos_token_id=tokenizer.bos_token_id,
+        eos_token_id=tokenizer.eos_token_id,
+        pad_token_id=tokenizer.pad_token_id,
+    )
+
+
+def architecture_of(config: PretrainedConfig) -> Architecture:
+    """The architecture of a Hugging Face configuration; the head's width is read, and computed only where none is given."""
+    return Architecture(
+        family=config.model_type,
+        num_layers=config.num_hidden_layers,
+        hidden_size=config.hidden_size,
+        intermediate_size=config.intermediate_size,
+        num_heads=config.num_attention_heads,
+        num_kv_heads=config.num_key_value_heads,
+        head_dim=getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads,
+        vocab_size=config.vocab_size,
+        tied_head=config.tie_word_embeddings,
+    )
+
+
+def check_architecture(config: PretrainedConfig, wanted: Architecture) -> None:
+    """Raise `ValueError` naming every figure in which a model differs from what its source says."""
+    family_of(config)
+    found = architecture_of(config)
+    differing = [
+        f"{name} is {getattr(found, name)}, not {value}" for name, value in wanted.model_dump().items() if getattr(found, name) != value
+    ]
+    if differing:
+        raise ValueError(f"the model is not of the architecture in its configuration: {'; '.join(differing)}")
