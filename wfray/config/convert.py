@@ -26,6 +26,8 @@ class ConvertConfig(Config):
     stage: str = "convert"
     """This stage's directory in the run."""
     model: ModelSource
+    models: RunPath = "runs/models"
+    """Where full-precision models are kept, each under the hash of its source."""
     subln: Subln = Subln()
     corpus: str | None = "pack"
     """Stage or directory of the packed corpus for calibration; needed when `subln.init` is calibrated."""

@@ -4,7 +4,7 @@ from typing import Literal
 
 from pydantic import NonNegativeFloat, PositiveFloat, PositiveInt
 
-from wfray.config.base import Config
+from wfray.config.base import Config, RunPath
 from wfray.config.model import ModelSource
 
 
@@ -14,10 +14,10 @@ class TeacherConfig(Config):
     application: str = "teacher"
     """The name under which students find it."""
     model: ModelSource
+    models: RunPath = "runs/models"
+    """Where full-precision models are kept, each under the hash of its source."""
     engine: Literal["transformers"] = "transformers"
     dtype: Literal["bfloat16", "float32"] = "bfloat16"
-    micro_rows: PositiveInt = 4
-    """Packed rows of one forward pass: answers do not depend on what else is asked."""
     num_replicas: PositiveInt = 1
     num_cpus: NonNegativeFloat = 0.5
     """CPUs that a replica reserves in Ray."""

@@ -23,17 +23,20 @@ class Segments:
     """The documents of a packed batch as half-open spans of positions, row by row, covering every position once."""
 
     spans: tuple[tuple[int, int, int], ...]
-    """(row, start, end)."""
+    """(row, start, end), padding included."""
+    documents: tuple[tuple[int, int, int], ...]
+    """The same without padding."""
 
     @classmethod
     def of(cls, segment_ids_BT: Tensor) -> "Segments":
         """Find the runs of equal ids in each row."""
+        ids_BT = segment_ids_BT.cpu()
         spans = []
-        for row, ids in enumerate(segment_ids_BT.cpu()):
+        for row, ids in enumerate(ids_BT):
             edges = (torch.nonzero(ids[1:] != ids[:-1]).flatten() + 1).tolist()
             bounds = [0, *edges, len(ids)]
             spans.extend((row, start, end) for start, end in zip(bounds[:-1], bounds[1:], strict=True))
-        return cls(tuple(spans))
+        return cls(tuple(spans), tuple(span for span in spans if ids_BT[span[0], span[1]] != 0))
 
 
 @dataclass

@@ -11,12 +11,13 @@ from wfray.runs.files import write_aside
 from wfray.student.families import family_of
 
 
-def materialize(source: ModelSource, directory: Path) -> Path:
-    """Write the model of `source` to `directory`, unless it is there already. Written aside and renamed: never half a model.
+def materialize(source: ModelSource, models: Path) -> Path:
+    """The directory of the model of `source` below `models`, written if it is not there. Never half a model.
 
     Raises:
         ValueError: the package, file or checkpoint does not exist, the family is unknown, or the architecture is another one.
     """
+    directory = models / source.digest()[:16]
     if directory.exists():
         return directory
     with write_aside(directory) as aside:

@@ -1,0 +1,152 @@
+"""The student's role: Ray Train runs the training loop of stages 1.9, 2 and 3 on one or more workers.
+
+Ray replaces workers that crash; a new group goes on from the newest committed checkpoint in the stage's directory, which needs
+nothing of Ray's own bookkeeping, so that a new job resumes in the same way. Ray Train does not resume data mid-epoch; our
+stream's cursor in the checkpoint does.
+"""
+
+import os
+from pathlib import Path
+from typing import Any
+
+import torch
+from ray.train import FailureConfig, RunConfig, ScalingConfig
+from ray.train.torch import TorchConfig, TorchTrainer
+
+from actors.teacher import TeacherClient
+from wfray.config.train import AttentionRelations, TrainConfig
+from wfray.data import MixedStream, PackedCorpus, load_tokenizer_directory, tokenizer_sha256
+from wfray.objectives import StageLoss
+from wfray.objectives.relations import check_split
+from wfray.runs.files import remove, write_aside
+from wfray.runs.metrics import MetricsLog
+from wfray.student import load_student, save_student
+from wfray.teacher import Fingerprint, SignalRequest
+from wfray.train import CheckpointStore, Collective, Feed, StepPlan, Trainer
+from wfray.train.loop import DTYPES
+from wfray.train.optimizer import make_optimizer
+
+WIRES = {"logits_kl": "hidden", "alignment": "layers", "attention_relations": "qkv"}
+
+
+def train_student(config: TrainConfig, directory: Path, student: Path, corpus: Path) -> None:
+    """Run a training stage to its end: `directory/student` is the trained student.
+
+    Args:
+        config: the stage.
+        directory: the stage's directory, shared by all nodes.
+        student: the student directory to go on from.
+        corpus: the packed corpus directory.
+
+    Raises:
+        ValueError: something that the user can mend.
+    """
+    task = {"config": config.model_dump(mode="json"), "directory": str(directory), "student": str(student), "corpus": str(corpus)}
+    trainer = TorchTrainer(
+        train_worker,
+        train_loop_config=task,
+        torch_config=TorchConfig(backend="nccl" if torch.cuda.is_available() else "gloo"),
+        scaling_config=ScalingConfig(num_workers=config.train.num_workers, use_gpu=torch.cuda.is_available()),
+        run_config=RunConfig(
+            name=f"{config.stage}-{os.getpid()}",
+            storage_path=str(directory / "ray"),
+            failure_config=FailureConfig(max_failures=config.train.max_failures),
+        ),
+    )
+    mistake = trainer.fit().return_value
+    remove(directory / "ray")
+    if mistake:
+        raise ValueError(mistake)
+
+
+def train_worker(task: dict[str, Any]) -> str | None:
+    """One worker. A user's mistake is returned, not raised: Ray would take it for a crash and start the worker again."""
+    try:
+        run_worker(TrainConfig.model_validate(task["config"]), Path(task["directory"]), Path(task["student"]), Path(task["corpus"]))
+    except ValueError as error:
+        return str(error)
+    return None
+
+
+def run_worker(config: TrainConfig, directory: Path, student: Path, corpus: Path) -> None:
+    """Set everything up, resume where the newest checkpoint stands, train, and save the student."""
+    set_determinism(config)
+    collective = Collective()
+    packed = PackedCorpus(corpus)
+    model = load_student(student)
+    check_tokenizer(packed, tokenizer_sha256(load_tokenizer_directory(student)), "student", str(student))
+    if config.train.gradient_checkpointing:
+        model.gradient_checkpointing_enable({"use_reentrant": False})
+    model.to("cuda" if torch.cuda.is_available() else "cpu")
+    teacher = connect_teacher(config, packed, model)
+    loss = StageLoss(config.objectives, teacher.head() if teacher else None, DTYPES[config.train.precision])
+    optimizer = make_optimizer(model, config.train.optimizer)
+    checkpoints = CheckpointStore(directory / "checkpoints", collective)
+    newest = checkpoints.newest()
+    progress = checkpoints.load(newest, model, optimizer) if newest else None
+    done = progress.step if progress else 0
+    stream = MixedStream(packed, "train", weights=config.weights, seed=config.train.seed, cursor=progress.cursor if progress else None)
+    feed = Feed(stream, step_plan(config, packed.sequence_length, done), teacher, collective.rank, collective.world_size)
+    with MetricsLog(directory / ("metrics.jsonl" if collective.rank == 0 else f".rank{collective.rank}.jsonl"), done) as metrics:
+        Trainer(config, model, optimizer, loss, checkpoints, collective, metrics.write).run(feed)
+    if collective.rank == 0:
+        with write_aside(directory / "student") as aside:
+            save_student(model, aside, tokenizer_from=student)
+        remove(directory / "checkpoints")
+    collective.barrier()
+
+
+def set_determinism(config: TrainConfig) -> None:
+    """Equal seeds, thread counts and algorithms give equal losses."""
+    if config.train.threads is not None:
+        torch.set_num_threads(config.train.threads)
+    torch.use_deterministic_algorithms(True)
+    torch.manual_seed(config.train.seed)
+
+
+def step_plan(config: TrainConfig, sequence_length: int, first_step: int) -> StepPlan:
+    """Rows of a step from the configuration's tokens.
+
+    Raises:
+        ValueError: the batch is not a whole number of rows.
+    """
+    if config.train.batch_tokens % sequence_length:
+        raise ValueError(f"train.batch_tokens {config.train.batch_tokens} is not a multiple of the corpus's sequence length {sequence_length}")
+    in_flight = config.teacher.in_flight if config.teacher else 1
+    return StepPlan(config.train.batch_tokens // sequence_length, config.train.micro_rows, config.num_steps, first_step, in_flight)
+
+
+def connect_teacher(config: TrainConfig, corpus: PackedCorpus, model: torch.nn.Module) -> TeacherClient | None:
+    """The teacher's client, after every check that can be made before the first step."""
+    if config.teacher is None:
+        return None
+    relations = next((objective for objective in config.objectives if isinstance(objective, AttentionRelations)), None)
+    wires = [WIRES[objective.kind] for objective in config.objectives if objective.kind in WIRES]
+    request = SignalRequest.model_validate({"wires": wires, "qkv_layer": relations.layer if relations else None})
+    client = TeacherClient(config.teacher, request)
+    check_teacher(client.fingerprint(), config, corpus, model.config)  # type: ignore[arg-type]
+    if relations:
+        heads, kv_heads, width = model.config.num_attention_heads, model.config.num_key_value_heads, model.config.head_dim  # type: ignore[union-attr]
+        check_split([heads * width, kv_heads * width], relations.split_heads)  # type: ignore[operator]
+    return client
+
+
+def check_teacher(teacher: Fingerprint, config: TrainConfig, corpus: PackedCorpus, student: Any) -> None:
+    """Raise `ValueError` when the teacher cannot teach this student on this corpus."""
+    check_tokenizer(corpus, teacher.tokenizer_sha256, "teacher", config.teacher.application if config.teacher else "")
+    if teacher.vocab_size != student.vocab_size:
+        raise ValueError(f"the teacher's vocabulary has {teacher.vocab_size} entries, the student's {student.vocab_size}: choose a teacher of the same tokenizer")
+    if corpus.sequence_length > teacher.max_length:
+        raise ValueError(f"rows of {corpus.sequence_length} tokens exceed the teacher's context of {teacher.max_length}: pack shorter rows")
+    for objective in config.objectives:
+        if isinstance(objective, AttentionRelations) and objective.layer >= min(teacher.num_layers, student.num_hidden_layers):
+            raise ValueError(f"attention_relations.layer {objective.layer} does not exist: the models have {teacher.num_layers} and {student.num_hidden_layers} layers")
+
+
+def check_tokenizer(corpus: PackedCorpus, sha256: str, role: str, name: str) -> None:
+    """Raise `ValueError` when a model's tokenizer is not the one that packed the corpus."""
+    if sha256 != corpus.tokenizer_sha256:
+        raise ValueError(
+            f"the {role} {name!r} has another tokenizer ({sha256[:12]}) than the corpus was packed with ({corpus.tokenizer_sha256[:12]}): "
+            "pack the corpus again with this model's tokenizer, or choose the model that it was packed for"
+        )

@@ -1,0 +1,38 @@
+"""What the training stages share: student + corpus (+ teacher) -> student."""
+
+from actors.connection import connect
+from actors.student import train_student
+from wfray.config.train import TrainConfig
+from wfray.runs import Stage, read_metrics
+from wfray.runs.files import remove
+
+
+def run_training(config: TrainConfig) -> None:
+    """Run one training stage, or go on with it where an interrupted attempt stopped."""
+    stage = Stage(config.run, config.stage, config, parents={"student": config.student, "corpus": config.corpus})
+    if stage.done:
+        print(f"{config.stage}: already done in {stage.directory}")
+        return
+    if not stage.resumable:
+        remove(stage.directory)
+    connect()
+    with stage:
+        train_student(config, stage.directory, stage.inputs["student"] / "student", stage.inputs["corpus"] / "corpus")
+        rows = read_metrics(stage.directory / "metrics.jsonl")
+        stage.figures = summary(rows)
+        stage.add_output(stage.directory / "student")
+    print(f"{config.stage}: loss {rows[0]['loss']:.3f} -> {rows[-1]['loss']:.3f} after {rows[-1]['tokens']:,} tokens")
+
+
+def summary(rows: list[dict]) -> dict:
+    """What the manifest says of a training stage."""
+    speeds = sorted(row["tokens_per_second"] for row in rows)
+    return {
+        "tokens": rows[-1]["tokens"],
+        "steps": rows[-1]["step"],
+        "first_loss": rows[0]["loss"],
+        "last_loss": rows[-1]["loss"],
+        "tokens_per_second": speeds[len(speeds) // 2],
+        "data_wait_fraction": max(row["data_wait_fraction"] for row in rows[1:] or rows),
+        "teacher_wait_fraction": sum(row["teacher_wait_fraction"] for row in rows) / len(rows),
+    }

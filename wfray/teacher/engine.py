@@ -1,0 +1,73 @@
+"""The transformers engine: a full-precision model on this process's device that answers signal requests.
+
+A request is answered by one forward pass over exactly its rows, never merged with another one, so an answer depends on nothing
+but the request: kernels choose their blocking by the number of rows, and other rows would change the last bits.
+"""
+
+from pathlib import Path
+from typing import Literal
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from wfray.data.tokenizer import load_tokenizer_directory, tokenizer_sha256
+from wfray.runs.files import sha256_of
+from wfray.student.checkpoint import load_original
+from wfray.student.forward import lm_head_weight, run_body
+from wfray.teacher.signals import Fingerprint, SignalRequest, encode
+
+DTYPES = {"bfloat16": torch.bfloat16, "float32": torch.float32}
+
+
+class TransformersEngine:
+    """Signals from a Hugging Face checkpoint directory of a known family."""
+
+    def __init__(self, directory: Path, dtype: Literal["bfloat16", "float32"]) -> None:
+        self.device = "cuda" if torch.cuda.is_available() else "cpu"
+        self.model = load_original(directory, DTYPES[dtype]).to(self.device)
+        config = self.model.config
+        self.fingerprint = Fingerprint(
+            model_sha256=sha256_of(directory / "model.safetensors"),
+            family=config.model_type,
+            dtype=dtype,
+            tokenizer_sha256=tokenizer_sha256(load_tokenizer_directory(directory)),
+            vocab_size=config.vocab_size,
+            hidden_size=config.hidden_size,
+            num_layers=config.num_hidden_layers,
+            max_length=config.max_position_embeddings,
+        )
+
+    @torch.inference_mode()
+    def signals(self, batch: dict[str, np.ndarray], request: SignalRequest) -> dict[str, np.ndarray]:
+        """Answer one request.
+
+        Args:
+            batch: `input_ids`, `position_ids`, `segment_ids` of packed rows, [B, T] each.
+
+        Raises:
+            ValueError: the rows are longer than the model's context.
+        """
+        if batch["input_ids"].shape[1] > self.fingerprint.max_length:
+            raise ValueError(f"rows of {batch['input_ids'].shape[1]} tokens exceed the teacher's context of {self.fingerprint.max_length}")
+        tensors = {name: torch.from_numpy(np.array(array)).to(self.device) for name, array in batch.items()}
+        output = run_body(
+            self.model,
+            tensors,
+            with_layers="layers" in request.wires,
+            qkv_layer=request.qkv_layer if "qkv" in request.wires else None,
+        )
+        arrays: dict[str, Tensor] = {}
+        if "hidden" in request.wires:
+            arrays["hidden"] = output.hidden_BTC
+        if "layers" in request.wires:
+            arrays["layers"] = torch.stack(output.layers)
+        if "logits" in request.wires:
+            arrays["logits"] = output.hidden_BTC @ lm_head_weight(self.model).t()
+        if output.qkv is not None:
+            arrays.update(zip(("q", "k", "v"), output.qkv, strict=True))
+        return {name: encode(tensor) for name, tensor in arrays.items()}
+
+    def head(self) -> np.ndarray:
+        """The LM head [V, C] as bfloat16 bits."""
+        return encode(lm_head_weight(self.model))

@@ -1,0 +1,125 @@
+"""What the student eats: micro-batches in the stream's order, their teacher signals asked for ahead of time.
+
+The global batch of a step is defined first, `batch_tokens / sequence length` rows of the stream; worker r of w takes its
+contiguous w-th part and cuts it into micro-batches. So the order of rows, and with it the losses, depends neither on who answers a
+request nor on when. Each step carries the stream's cursor after it, which goes into the checkpoint: rows that were only
+prefetched are not consumed.
+
+Signals are attached by the student's own prefetcher rather than by a Ray Data stage: order and position stay in one
+place, and the requests in flight are bounded by a number instead of by blocks.
+"""
+
+import time
+from collections import deque
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Protocol
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from wfray.data import Cursor, MixedStream
+from wfray.data.batch import PackedBatch
+from wfray.teacher.signals import Signals
+
+
+class PendingSignals(Protocol):
+    """An answer on its way."""
+
+    def result(self) -> Signals:
+        """Wait for the signals."""
+        ...
+
+
+class SignalSource(Protocol):
+    """Where signals come from: the teacher application, a cache, a model in this process."""
+
+    def request(self, batch: dict[str, np.ndarray]) -> PendingSignals:
+        """Ask for the signals of a micro-batch; must not wait."""
+        ...
+
+
+@dataclass(frozen=True)
+class StepPlan:
+    """Sizes of one optimizer step."""
+
+    rows: int
+    """Rows of the global batch."""
+    micro_rows: int
+    num_steps: int
+    first_step: int
+    in_flight: int
+
+    def check(self, world_size: int) -> None:
+        """Raise `ValueError` when the batch does not divide over the workers and micro-batches."""
+        if self.rows < 1 or self.rows % (world_size * self.micro_rows):
+            raise ValueError(
+                f"a step of {self.rows} rows does not divide into micro-batches of {self.micro_rows} rows on {world_size} workers: "
+                "make train.batch_tokens a multiple of train.micro_rows x sequence length x train.num_workers"
+            )
+
+
+@dataclass
+class MicroBatch:
+    """One forward pass of one worker."""
+
+    step: int
+    batch: dict[str, Tensor]
+    signals: Signals
+    num_targets: int
+    """Targets of the whole global batch."""
+    is_last: bool
+    """Whether the step ends with it."""
+    cursor: Cursor
+    """The stream's position after this step."""
+
+
+class Feed:
+    """Iterates over the micro-batches of one worker from `plan.first_step` to the end of the stage."""
+
+    def __init__(self, stream: MixedStream, plan: StepPlan, source: SignalSource | None, rank: int, world_size: int) -> None:
+        plan.check(world_size)
+        self.stream, self.plan, self.source = stream, plan, source
+        self.rank, self.world_size = rank, world_size
+        self.data_seconds = 0.0
+        self.teacher_seconds = 0.0
+
+    def __iter__(self) -> Iterator[MicroBatch]:
+        ahead: deque[tuple[MicroBatch, PendingSignals | None]] = deque()
+        coming = self._plan_micro_batches()
+        while True:
+            self._fill(ahead, coming)
+            if not ahead:
+                return
+            micro, pending = ahead.popleft()
+            if pending is not None:
+                started = time.perf_counter()
+                micro.signals = pending.result()
+                self.teacher_seconds += time.perf_counter() - started
+            yield micro
+
+    def _fill(self, ahead: deque[tuple[MicroBatch, PendingSignals | None]], coming: Iterator[MicroBatch]) -> None:
+        started = time.perf_counter()
+        while len(ahead) < max(1, self.plan.in_flight) and (micro := next(coming, None)) is not None:
+            arrays = {name: micro.batch[name].numpy() for name in ("input_ids", "position_ids", "segment_ids")}
+            ahead.append((micro, self.source.request(arrays) if self.source else None))
+        self.data_seconds += time.perf_counter() - started
+
+    def _plan_micro_batches(self) -> Iterator[MicroBatch]:
+        for step in range(self.plan.first_step, self.plan.num_steps):
+            global_batch = self.stream.take(self.plan.rows)
+            num_targets = int((global_batch["targets"] != -100).sum())
+            cursor = self.stream.cursor
+            share = self.plan.rows // self.world_size
+            start, end = self.rank * share, (self.rank + 1) * share
+            for first in range(start, end, self.plan.micro_rows):
+                rows = slice(first, first + self.plan.micro_rows)
+                is_last = first + self.plan.micro_rows == end
+                yield MicroBatch(step, as_tensors(global_batch, rows), {}, num_targets, is_last, cursor)
+
+
+def as_tensors(batch: PackedBatch, rows: slice) -> dict[str, Tensor]:
+    """Some rows of a packed batch as tensors."""
+    names = ("input_ids", "targets", "position_ids", "segment_ids")
+    return {name: torch.from_numpy(np.ascontiguousarray(batch[name][rows])) for name in names}  # type: ignore[literal-required]
