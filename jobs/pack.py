@@ -1,0 +1,73 @@
+"""`python -m jobs.pack --config configs/pack/quickstart.yaml`: text sources -> packed token shards.
+
+    connect ─► tokenizer ─► read sources, hold rows out ─► tokenize + pack, one shard a task ─► index ─► manifest
+"""
+
+import time
+from typing import Any
+
+from actors.connection import connect
+from actors.corpus import pack_corpus
+from jobs.cli import run_job
+from wfray.config.data import PackConfig
+from wfray.data.shards import CorpusIndex
+from wfray.data.tokenizer import save_tokenizer
+from wfray.runs import Stage
+
+
+def main(config: PackConfig) -> None:
+    stage = Stage(config.run, config.stage, config, parents=config.input_paths)
+    if stage.done:
+        print(f"{config.stage}: already done")
+        return
+    connect()
+    directory = stage.directory / "corpus"
+    with stage, stage.metrics() as metrics:
+        began = time.perf_counter()
+        metrics.write(progress=0.0, message="loading the tokenizer")
+        tokenizer = save_tokenizer(config.tokenizer, directory / "tokenizer")
+        index = pack_corpus(config, tokenizer, directory, lambda progress, message: metrics.write(progress=round(progress, 3), message=message))
+        stage.figures = figures_of(index, time.perf_counter() - began)
+        stage.add_output(directory)
+        metrics.write(progress=1.0, message="packed")
+    print_table(stage.figures)
+
+
+def figures_of(index: CorpusIndex, seconds: float) -> dict[str, Any]:
+    """What was packed, per source and split; a token is a position of a packed row, a text token one that is not padding."""
+    sources = {
+        source.name: {
+            "licence": source.licence,
+            "weight": source.weight,
+            **{
+                name: {
+                    "documents": split.num_documents,
+                    "cut_documents": split.num_cut_documents,
+                    "rows": split.num_rows,
+                    "tokens": split.num_tokens,
+                    "padding": split.num_tokens - split.num_text_tokens,
+                    "fill": round(split.fill, 5),
+                }
+                for name, split in source.splits.items()
+            },
+        }
+        for source in index.sources
+    }
+    tokens = sum(split.num_tokens for source in index.sources for split in source.splits.values())
+    return {"sources": sources, "tokens": tokens, "seconds": round(seconds, 2)}
+
+
+def print_table(figures: dict[str, Any]) -> None:
+    """One line per source and split."""
+    line = "{:<16} {:<8} {:>9} {:>6} {:>7} {:>10} {:>8} {:>7}  {}"
+    print(line.format("source", "split", "documents", "cut", "rows", "tokens", "padding", "fill", "licence"))
+    for name, source in figures["sources"].items():
+        for split in ("train", "heldout"):
+            row = source[split]
+            counts = [row["documents"], row["cut_documents"], row["rows"], row["tokens"], row["padding"], f"{row['fill']:.2%}"]
+            print(line.format(name, split, *counts, source["licence"]))
+    print(f"{figures['tokens']} tokens packed in {figures['seconds']} s")
+
+
+if __name__ == "__main__":
+    run_job(PackConfig, main)

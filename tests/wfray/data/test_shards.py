@@ -1,0 +1,85 @@
+"""Shards are immutable, whole or absent, and an altered one is refused by name."""
+
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from wfray.data.packing import pack
+from wfray.data.shards import PackedCorpus, find_shard, write_shard
+from wfray.runs import sha256_of
+
+
+def flip_last_byte(path: Path) -> None:
+    content = bytearray(path.read_bytes())
+    content[-1] ^= 1
+    path.write_bytes(content)
+
+
+def test_rows_come_back_and_equal_rows_make_equal_files(tmp_path: Path, make_documents: Callable[..., list[np.ndarray]]) -> None:
+    rows = pack(make_documents(1, 50, 40), 16, 0)
+    records = [write_shard(tmp_path / directory, "a", rows) for directory in ("x", "y")]
+    assert records[0] == records[1]
+    assert records[0].num_rows == len(rows.input_ids) and records[0].num_tokens == rows.input_ids.size
+    assert find_shard(tmp_path / "x", "a") == records[0]
+    assert find_shard(tmp_path / "x", "b") is None
+
+
+def test_rows_are_read_across_shards(corpus: PackedCorpus) -> None:
+    num_rows = corpus.split("middle", "train").num_rows
+    input_ids, segment_ids = corpus.read_rows("middle", "train", list(range(num_rows)))
+    one_by_one = [corpus.read_rows("middle", "train", [row])[0] for row in reversed(range(num_rows))]
+    assert np.array_equal(np.concatenate(one_by_one[::-1]), input_ids)
+    assert input_ids.dtype == np.int32 and segment_ids.dtype == np.int16
+    assert np.count_nonzero(segment_ids) == corpus.split("middle", "train").num_text_tokens
+    with pytest.raises(ValueError, match="middle has .* train rows"):
+        corpus.read_rows("middle", "train", [num_rows])
+    with pytest.raises(ValueError, match="no source 'other'; it has: large, middle, small"):
+        corpus.read_rows("other", "train", [0])
+
+
+def test_an_altered_shard_is_named(corpus: PackedCorpus) -> None:
+    corpus.verify()
+    shard = corpus.split("middle", "train").shards[1]
+    flip_last_byte(corpus.directory / shard.file)
+    fresh = PackedCorpus(corpus.directory)
+    fresh.read_rows("middle", "train", [0])
+    with pytest.raises(ValueError, match="middle-1.safetensors.*altered"):
+        fresh.read_rows("middle", "train", [fresh.split("middle", "train").num_rows - 1])
+    with pytest.raises(ValueError, match="middle-1.safetensors.*altered"):
+        fresh.verify()
+
+
+@pytest.mark.parametrize("damage", ["flipped", "truncated", "empty"])
+def test_a_damaged_shard_is_not_taken_for_whole(tmp_path: Path, damage: str, make_documents: Callable[..., list[np.ndarray]]) -> None:
+    rows = pack(make_documents(1, 50, 40), 16, 0)
+    path = tmp_path / write_shard(tmp_path, "a", rows).file
+    before = sha256_of(path)
+    if damage == "flipped":
+        flip_last_byte(path)
+    else:
+        path.write_bytes(path.read_bytes()[:-10] if damage == "truncated" else b"")
+    assert find_shard(tmp_path, "a") is None
+    write_shard(tmp_path, "a", rows)
+    assert sha256_of(path) == before
+
+
+def test_an_unfinished_corpus_is_refused(corpus: PackedCorpus) -> None:
+    shard = corpus.split("small", "heldout").shards[0]
+    (corpus.directory / shard.file).unlink()
+    with pytest.raises(ValueError, match="small-2.safetensors.*missing"):
+        PackedCorpus(corpus.directory)
+    index = corpus.directory / "corpus.json"
+    index.write_text(index.read_text(encoding="utf-8")[:-20], encoding="utf-8")
+    with pytest.raises(ValueError, match="not a corpus index"):
+        PackedCorpus(corpus.directory)
+    index.unlink()
+    with pytest.raises(ValueError, match="no corpus.json"):
+        PackedCorpus(corpus.directory)
+
+
+def test_another_tokenizer_is_refused(corpus: PackedCorpus) -> None:
+    corpus.require_tokenizer("a" * 64)
+    with pytest.raises(ValueError, match="another tokenizer"):
+        corpus.require_tokenizer("b" * 64)
