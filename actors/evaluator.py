@@ -1,0 +1,100 @@
+"""The evaluator's role: one actor measures one subject after the other, source by source.
+
+It holds one model at a time, and stays for the whole evaluation: starting a worker and importing torch takes longer than
+scoring a small model. A user's mistake comes back as the `ValueError` that it was.
+"""
+
+from pathlib import Path
+from typing import Any
+
+import ray
+import torch
+from ray import ObjectRef
+from ray.exceptions import RayTaskError
+
+from wfray.config.evaluate import EvaluateConfig, Subject
+from wfray.data.shards import PackedCorpus
+from wfray.data.stream import heldout
+from wfray.data.tokenizer import load_directory_tokenizer, tokenizer_sha256
+from wfray.evals import Continuation, Score, continue_greedily, heldout_prompts, score_batch, total
+from wfray.student import load_original, load_student
+from wfray.train.feed import as_tensors
+from wfray.train.loop import DTYPES
+
+
+@ray.remote
+class Evaluator:
+    """The corpus, and the model of the subject that is being measured."""
+
+    def __init__(self, config: EvaluateConfig, corpus: str) -> None:
+        if config.threads is not None:
+            torch.set_num_threads(config.threads)
+        self.config, self.dtype, self.directory = config, DTYPES[config.precision], Path(corpus)
+
+    def open(self, subject: Subject, model: str) -> list[str]:
+        """Load the model in the directory `model` in place of the last one; returns the names of the sources."""
+        self.subject, self.model = subject, None
+        self.corpus = PackedCorpus(self.directory)
+        self.tokenizer = load_directory_tokenizer(Path(model))
+        self.corpus.require_tokenizer(tokenizer_sha256(self.tokenizer))
+        self.model = (load_original if subject.kind == "original" else load_student)(Path(model), torch.float32)
+        self.model.to("cuda" if torch.cuda.is_available() else "cpu")
+        return self.corpus.source_names
+
+    def score(self, source: str) -> Score:
+        """The score on the held-out rows of one source."""
+        num_rows, step = self.config.rows_per_source, self.config.batch_rows
+        rows = heldout(self.corpus, source, num_rows)
+        batches = [slice(first, first + step) for first in range(0, num_rows, step)]
+        return total(score_batch(self.model, self.to_device(as_tensors(rows, part)), self.dtype) for part in batches)
+
+    def write_on(self, source: str) -> list[Continuation]:
+        """Continuations of held-out prompts of one source, under the subject's name."""
+        wanted = self.config.continuations
+        assert wanted is not None
+        rows = heldout(self.corpus, source, self.config.rows_per_source)
+        decode = self.tokenizer.decode
+        return [
+            Continuation(
+                source=source,
+                prompt=decode(prompt),
+                truth=decode(truth),
+                answers={self.subject.name: decode(continue_greedily(self.model, prompt, wanted.new_tokens, self.dtype))},
+            )
+            for prompt, truth in heldout_prompts(rows, wanted.per_source, wanted.prompt_tokens, wanted.new_tokens)
+        ]
+
+    def to_device(self, batch: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+        """The batch where the model is."""
+        return {name: tensor.to(self.model.device) for name, tensor in batch.items()}
+
+
+class RemoteEvaluator:
+    """The job's side of an evaluator; every call raises `ValueError` for what the user can mend."""
+
+    def __init__(self, config: EvaluateConfig, corpus: Path) -> None:
+        """Start the actor on the corpus directory `corpus`."""
+        resources = {"num_cpus": config.num_cpus, "num_gpus": int(torch.cuda.is_available())}
+        self.actor = Evaluator.options(**resources).remote(config, str(corpus))
+
+    def open(self, subject: Subject, model: Path) -> list[str]:
+        """See `Evaluator.open`."""
+        return wait(self.actor.open.remote(subject, str(model)))
+
+    def score(self, source: str) -> Score:
+        """See `Evaluator.score`."""
+        return wait(self.actor.score.remote(source))
+
+    def write_on(self, source: str) -> list[Continuation]:
+        """See `Evaluator.write_on`."""
+        return wait(self.actor.write_on.remote(source))
+
+
+def wait(answer: ObjectRef) -> Any:
+    """The actor's answer; a `ValueError` in the actor is raised as itself, without the actor's traceback."""
+    try:
+        return ray.get(answer)
+    except RayTaskError as error:
+        if isinstance(error.cause, ValueError):
+            raise error.cause from None
+        raise

@@ -1,0 +1,57 @@
+"""Held-out perplexity per source of the teacher and of the student after each stage.
+
+    ray job submit --working-dir . -- python -m jobs.evaluate --config configs/evaluate/quickstart.yaml run=$PWD/runs/mine
+"""
+
+from actors.connection import connect
+from actors.evaluator import RemoteEvaluator
+from jobs.cli import run_job
+from wfray.config.evaluate import EvaluateConfig, Subject
+from wfray.evals import Continuation, Score, Scores, SubjectScores
+from wfray.runs import MetricsLog, Stage
+
+
+def main(config: EvaluateConfig) -> None:
+    """Measure one subject after the other, print the table, write scores.json."""
+    stage = Stage.of(config)
+    if stage.done:
+        print(f"{config.stage}: already done in {stage.directory}")
+        return
+    connect()
+    with stage, stage.metrics() as metrics:
+        evaluator = RemoteEvaluator(config, stage.inputs["corpus"] / "corpus")
+        scores = Scores(precision=config.precision, subjects=[])
+        for subject in config.subjects:
+            sources = evaluator.open(subject, stage.inputs[subject.name] / subject.kind)
+            share = 1 / len(config.subjects)
+            measured = measure(evaluator, subject, sources, metrics, len(scores.subjects) * share, share)
+            scores.subjects.append(SubjectScores(**subject.model_dump(), sources=measured))
+            if config.continuations and subject.name in config.continuations.subjects:
+                written = [text for source in sources for text in evaluator.write_on(source)]
+                scores.continuations = joined(scores.continuations, written)
+        stage.figures = scores.figures()
+        stage.add_output(scores.write(stage.directory))
+    print(scores.table())
+
+
+def measure(
+    evaluator: RemoteEvaluator, subject: Subject, sources: list[str], metrics: MetricsLog, begun: float, share: float
+) -> dict[str, Score]:
+    """The open subject's score on each source; its part of the progress begins at `begun` and is `share` of the whole."""
+    scores: dict[str, Score] = {}
+    for number, source in enumerate(sources, start=1):
+        scores[source] = evaluator.score(source)
+        perplexity = f"{scores[source].perplexity:,.2f}"
+        metrics.write(progress=begun + share * number / len(sources), message=f"{subject.name} on {source}: perplexity {perplexity}")
+    return scores
+
+
+def joined(known: list[Continuation], new: list[Continuation]) -> list[Continuation]:
+    """Continuations of the same prompts, with the answers of all subjects."""
+    if not known or not new:
+        return known or new
+    return [old.model_copy(update={"answers": old.answers | add.answers}) for old, add in zip(known, new, strict=True)]
+
+
+if __name__ == "__main__":
+    run_job(EvaluateConfig, main)

