@@ -4,7 +4,7 @@ from typing import Literal
 
 from pydantic import Field, NonNegativeFloat, PositiveInt
 
-from wfray.config.base import Config, RunPath
+from wfray.config.base import Config, StageConfig
 
 LinearType = Literal["Q4_0", "TQ2_0", "TQ1_0", "F16"]
 EmbeddingType = Literal["F16", "Q8_0"]
@@ -32,11 +32,9 @@ class Speed(Config):
     """The median counts."""
 
 
-class ExportConfig(Config):
+class ExportConfig(StageConfig):
     """`jobs.export`: student -> model.gguf."""
 
-    run: RunPath
-    """The run directory."""
     stage: str = "export"
     """This stage's directory in the run."""
     student: str
@@ -51,5 +49,13 @@ class ExportConfig(Config):
     """Storage of the embedding, which is the head too. Q8_0 halves its bytes and rounds it."""
     threads: PositiveInt = 2
     """CPU threads of llama.cpp and torch."""
+    num_cpus: NonNegativeFloat = 0.5
+    """CPUs that the exporter reserves in Ray."""
     parity: Parity = Parity()
     speed: Speed = Speed()
+
+    @property
+    def parents(self) -> dict[str, str]:
+        """The student, the corpus, and the original where there is one."""
+        original = {} if self.original is None else {"original": self.original}
+        return {"student": self.student, "corpus": self.corpus, **original}

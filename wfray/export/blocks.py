@@ -17,7 +17,8 @@ from numpy.typing import NDArray
 
 from wfray.config.export import LinearType
 
-SCALE_TOLERANCE = 2.0**-10
+SMALLEST_SCALE, LARGEST_SCALE = 2.0**-14, 65504.0
+"""The normal range of float16, where rounding changes a value by at most 2^-11 of it."""
 TQ1_DIGITS = np.array([81, 27, 9, 3, 1], dtype=np.int32)
 
 
@@ -50,11 +51,10 @@ def pack_ternary(codes: NDArray[np.int8], scale: float, linear_type: LinearType)
 
 
 def rounded_scale(scale: float) -> np.float16:
-    """`scale` in float16, or `ValueError` when float16 cannot hold it well."""
-    rounded = np.float16(scale)
-    if not abs(float(rounded) - scale) <= SCALE_TOLERANCE * scale:
-        raise ValueError(f"scale {scale!r} cannot be stored in float16; multiply the matrix's latent weights into the range 1e-4 to 6e4")
-    return rounded
+    """`scale` in float16, or `ValueError` when it is outside the normal range."""
+    if not SMALLEST_SCALE <= scale <= LARGEST_SCALE:
+        raise ValueError(f"scale {scale!r} cannot be stored in float16; bring the matrix's latent weights into the range 1e-4 to 6e4")
+    return np.float16(scale)
 
 
 def nibbles(codes_NK: NDArray[np.int8]) -> NDArray[np.uint8]:
