@@ -16,9 +16,9 @@ import ray
 from pydantic import BaseModel, TypeAdapter
 
 from wfray.config.data import PackConfig, Source
-from wfray.data.build import Part, PackOptions, Survey, pack_part, parts_wanted, split_parts, survey, up_to
+from wfray.data.build import PackOptions, Part, Survey, pack_part, parts_wanted, split_parts, survey, up_to
 from wfray.data.encoding import Encoder, TokenizerFacts
-from wfray.data.shards import INDEX, CorpusIndex, ShardRecord, SourceIndex, SplitIndex, write_index
+from wfray.data.shards import INDEX, CorpusIndex, ShardRecord, SourceIndex, Split, SplitIndex, write_index
 
 NUM_CPUS = 0.5
 """Of one task."""
@@ -50,19 +50,16 @@ def pack_corpus(config: PackConfig, tokenizer: TokenizerFacts, directory: Path, 
     surveys = survey_sources(config, options)
     report(0.3, "packing")
     shards = pack_sources(config, surveys, options, report)
-    sources = [
-        SourceIndex(
-            name=source.name,
-            kind=source.kind,
-            licence=source.licence,
-            weight=source.weight,
-            splits={"train": SplitIndex(shards=shards[source.name]), "heldout": SplitIndex(shards=[surveys[source.name].heldout])},
-        )
-        for source in config.sources
-    ]
+    sources = [index_source(source, shards[source.name], surveys[source.name].heldout) for source in config.sources]
     index = CorpusIndex(**tokenizer.model_dump(), sequence_length=config.sequence_length, sources=sources)
     write_index(directory, index)
     return index
+
+
+def index_source(source: Source, train: list[ShardRecord], heldout: ShardRecord) -> SourceIndex:
+    """The index entry of one source."""
+    splits: dict[Split, SplitIndex] = {"train": SplitIndex(shards=train), "heldout": SplitIndex(shards=[heldout])}
+    return SourceIndex(name=source.name, kind=source.kind, licence=source.licence, weight=source.weight, splits=splits)
 
 
 def survey_sources(config: PackConfig, options: PackOptions) -> dict[str, Survey]:
@@ -79,7 +76,8 @@ def pack_sources(
     shards: dict[str, list[ShardRecord]] = {source.name: [] for source in config.sources}
 
     def wanted() -> list[Part]:
-        return [part for source in config.sources for part in parts_wanted(source, parts[source.name], shards[source.name], options)]
+        each = (parts_wanted(source, parts[source.name], shards[source.name], options) for source in config.sources)
+        return [part for wanted_of_source in each for part in wanted_of_source]
 
     while batch := wanted():
         results = run_tasks("pack", [part.model_dump_json() for part in batch], options)

@@ -1,6 +1,6 @@
 """`python -m jobs.pack --config configs/pack/quickstart.yaml`: text sources -> packed token shards.
 
-    connect ─► tokenizer ─► read sources, hold rows out ─► tokenize + pack, one shard a task ─► index ─► manifest
+connect ─► tokenizer ─► read sources, hold rows out ─► tokenize + pack, one shard a task ─► index ─► manifest
 """
 
 import time
@@ -23,13 +23,17 @@ def main(config: PackConfig) -> None:
     connect()
     directory = stage.directory / "corpus"
     with stage, stage.metrics() as metrics:
+
+        def report(progress: float, message: str) -> None:
+            metrics.write(progress=round(progress, 3), message=message)
+
         began = time.perf_counter()
-        metrics.write(progress=0.0, message="loading the tokenizer")
+        report(0.0, "loading the tokenizer")
         tokenizer = save_tokenizer(config.tokenizer, directory / "tokenizer")
-        index = pack_corpus(config, tokenizer, directory, lambda progress, message: metrics.write(progress=round(progress, 3), message=message))
+        index = pack_corpus(config, tokenizer, directory, report)
         stage.figures = figures_of(index, time.perf_counter() - began)
         stage.add_output(directory)
-        metrics.write(progress=1.0, message="packed")
+        report(1.0, "packed")
     print_table(stage.figures)
 
 

@@ -122,12 +122,11 @@ class PackConfig(Config):
             raise ValueError(f"sources: {', '.join(repeated)} names more than one source; give each its own name")
         if not any(source.weight > 0 for source in self.sources):
             raise ValueError("sources: every weight is 0, so nothing could be mixed; give at least one source a weight > 0")
-        row_tokens = self.sequence_length * self.rows_per_shard
         for source in self.sources:
             if source.max_tokens is not None and source.max_tokens < self.sequence_length:
                 raise ValueError(
-                    f"source {source.name}: max_tokens {source.max_tokens} is less than one row of {self.sequence_length} tokens; "
-                    f"raise it (one shard holds about {row_tokens})"
+                    f"source {source.name}: max_tokens {source.max_tokens} is less than one row of "
+                    f"{self.sequence_length} tokens; raise it (a shard holds about {self.sequence_length * self.rows_per_shard})"
                 )
         return self
 

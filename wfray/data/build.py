@@ -119,7 +119,7 @@ def split_parts(source: Source, documents: list[Document], options: PackOptions)
 
 
 def parts_wanted(source: Source, parts: list[Part], shards: list[ShardRecord], options: PackOptions) -> list[Part]:
-    """The next parts of a source whose first parts became `shards`: all, or about as many as `max_tokens` asks for and one more."""
+    """The next parts of a source whose first parts became `shards`: all, or as many as `max_tokens` asks for and one more."""
     left = parts[len(shards) :]
     if source.max_tokens is None:
         return left
@@ -145,7 +145,8 @@ def pack_part(part: Part, options: PackOptions, encoder: Encoder) -> ShardRecord
     found = find_shard(options.directory, name)
     if found:
         return found
-    return write_shard(options.directory, name, pack(encoder.encode(texts), options.sequence_length, options.tokenizer.document_end_id))
+    rows = pack(encoder.encode(texts), options.sequence_length, options.tokenizer.document_end_id)
+    return write_shard(options.directory, name, rows)
 
 
 def shard_name(source: str, split: Split, texts: Iterable[str], options: PackOptions) -> str:

@@ -12,5 +12,5 @@ def package_directory(package: str) -> Path:
     """
     spec = importlib.util.find_spec(package) if package.isidentifier() else None
     if spec is None or not spec.submodule_search_locations:
-        raise ValueError(f"package {package!r} is not installed (import name, not distribution name): install it, or correct the name")
+        raise ValueError(f"package {package!r} is not installed: install it, or correct its import name")
     return Path(spec.submodule_search_locations[0])

@@ -112,7 +112,7 @@ class CorpusIndex(BaseModel):
 
 def write_shard(directory: Path, name: str, rows: PackedRows) -> ShardRecord:
     """Write `rows` as `shards/<name>.safetensors` under the corpus directory, whole or not at all."""
-    arrays = {"input_ids": rows.input_ids, "segment_ids": rows.segment_ids}
+    arrays: dict[str, NDArray[Any]] = {"input_ids": rows.input_ids, "segment_ids": rows.segment_ids}
     counts = {
         "num_documents": rows.num_documents,
         "num_text_tokens": rows.num_text_tokens,
@@ -150,7 +150,11 @@ def record_of(directory: Path, name: str, input_ids_NS: NDArray[np.int32], count
     """The index entry of a written shard."""
     path = shard_path(directory, name)
     return ShardRecord(
-        file=str(path.relative_to(directory)), sha256=sha256_of(path), num_rows=len(input_ids_NS), num_tokens=input_ids_NS.size, **counts
+        file=str(path.relative_to(directory)),
+        sha256=sha256_of(path),
+        num_rows=len(input_ids_NS),
+        num_tokens=input_ids_NS.size,
+        **counts,
     )
 
 
@@ -211,8 +215,8 @@ class PackedCorpus:
         """Raise `ValueError` unless the corpus was packed with the tokenizer of this hash (see `tokenizer_sha256`)."""
         if sha256 != self.index.tokenizer_sha256:
             raise ValueError(
-                f"the corpus {str(self.directory)!r} was packed with another tokenizer ({self.index.tokenizer_sha256[:12]}) than the "
-                f"model's ({sha256[:12]}): pack it with the model's tokenizer, or take the model that it was packed for"
+                f"the corpus {str(self.directory)!r} was packed with another tokenizer ({self.index.tokenizer_sha256[:12]}) than "
+                f"the model's ({sha256[:12]}): pack it with the model's tokenizer, or take the model that it was packed for"
             )
 
     def read_rows(self, source: str, split: Split, numbers: list[int]) -> tuple[NDArray[np.int32], NDArray[np.int16]]:

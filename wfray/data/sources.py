@@ -20,6 +20,7 @@ from pydantic import BaseModel
 from wfray.config.data import JsonLines, PackageDocstrings, PackageFiles, PackageJson, Source, StandardLibrary, TextFiles
 from wfray.data.packages import package_directory
 
+Documented = ast.Module | ast.ClassDef | ast.FunctionDef | ast.AsyncFunctionDef
 INSTALLED = ["site-packages/*", "dist-packages/*"]
 
 
@@ -43,7 +44,7 @@ def list_documents(source: Source, seed: int) -> list[Document]:
     """
     files = list_files(source)
     if not files:
-        raise ValueError(f"source {source.name}: no file matches in {str(source_root(source))!r}; correct its path, glob or exclude")
+        raise ValueError(f"source {source.name}: no file matches in {str(source_root(source))!r}; correct path, glob or exclude")
     documents = [
         Document(file=file, index=index, num_bytes=len(text.encode()))
         for file in files
@@ -137,7 +138,8 @@ def read_utf8(name: str, path: Path) -> str:
     try:
         return content.decode("utf-8")
     except UnicodeDecodeError as error:
-        raise ValueError(f"source {name}: {str(path)!r} is not valid UTF-8 at byte {error.start}: convert the file or exclude it") from None
+        where = f"{str(path)!r} is not valid UTF-8 at byte {error.start}"
+        raise ValueError(f"source {name}: {where}: convert the file or exclude it") from None
 
 
 def parse_json(name: str, where: str, content: str) -> Any:
@@ -153,7 +155,8 @@ def join_fields(source: PackageJson | JsonLines, where: str, item: Any) -> str:
     fields = item if isinstance(item, dict) else {}
     for field in source.fields:
         if not isinstance(fields.get(field), str):
-            raise ValueError(f"source {source.name}: {where} has no text field {field!r}; it has: {', '.join(map(str, fields)) or 'no fields'}")
+            present = ", ".join(fields) or "no fields"
+            raise ValueError(f"source {source.name}: {where} has no text field {field!r}; it has: {present}")
     return source.separator.join(fields[field] for field in source.fields)
 
 
@@ -170,7 +173,7 @@ def docstrings(code: str, module: str) -> list[str]:
     return found
 
 
-def visit_docstrings(node: ast.Module | ast.ClassDef | ast.FunctionDef | ast.AsyncFunctionDef, name: str, add: Callable[[str], None]) -> None:
+def visit_docstrings(node: Documented, name: str, add: Callable[[str], None]) -> None:
     """Call `add` with the docstring of `node` and of what it defines."""
     text = ast.get_docstring(node)
     if text:

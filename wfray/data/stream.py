@@ -195,8 +195,8 @@ def check_cursor(cursor: Cursor, corpus: PackedCorpus, split: Split, seed: int) 
     for key, value in actual.items():
         if stated[key] != value:
             raise ValueError(
-                f"the cursor belongs to a stream of {key} {stated[key]!r}, this one is of {key} {value!r}: resume with what it was "
-                "begun with, or begin a new run"
+                f"the cursor belongs to a stream of {key} {stated[key]!r}, this one is of {key} {value!r}: resume with what it "
+                "was begun with, or begin a new run"
             )
 
 

