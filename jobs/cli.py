@@ -4,12 +4,17 @@ import argparse
 import os
 import sys
 from collections.abc import Callable
+from typing import TypeVar
 
 from wfray.config.base import Config
 
+C = TypeVar("C", bound=Config)
 
-def run_job[C: Config](config_type: type[C], main: Callable[[C], None], argv: list[str] | None = None) -> None:
-    """Parse the command line, load the configuration and call `main` with it.
+
+def run_job(
+    config_type: type[C], main: Callable[..., None], argv: list[str] | None = None, flags: dict[str, str] | None = None
+) -> None:
+    """Parse the command line, load the configuration and call `main` with it, and with `flags` (name -> help) as booleans.
 
     A user's mistake (`ValueError`) or an operating-system error that names its file (disk full, read-only directory) ends
     the process with exit code 2 and one message on standard error; anything else propagates with its traceback.
@@ -17,6 +22,8 @@ def run_job[C: Config](config_type: type[C], main: Callable[[C], None], argv: li
     parser = argparse.ArgumentParser(description=(config_type.__doc__ or "").strip())
     parser.add_argument("--config", required=True, help="YAML file of this stage, see configs/")
     parser.add_argument("--dry-run", action="store_true", help="print the resolved configuration and stop")
+    for name, text in (flags or {}).items():
+        parser.add_argument(f"--{name}", action="store_true", help=text)
     parser.add_argument("overrides", nargs="*", metavar="key=value", help="replace values of the file, for example train.tokens=20000")
     arguments = parser.parse_intermixed_args(argv)
     try:
@@ -24,7 +31,7 @@ def run_job[C: Config](config_type: type[C], main: Callable[[C], None], argv: li
         if arguments.dry_run:
             print(config.to_yaml(), end="")
             return
-        main(config)
+        main(config, **{name: getattr(arguments, name) for name in flags or {}})
     except ValueError as error:
         fail(str(error))
     except OSError as error:

@@ -10,16 +10,17 @@ import torch
 
 from jobs.cli import run_job
 from wfray.config.convert import ConvertConfig
-from wfray.data import PackedCorpus, heldout
+from wfray.data.shards import PackedCorpus
+from wfray.data.stream import MixedStream
 from wfray.runs import Stage, resolve_home, write_aside
 from wfray.student import convert, hidden_states, load_original, materialize, save_student
 from wfray.student.convert import measure_input_rms
+from wfray.train.feed import as_tensors
 
 
 def main(config: ConvertConfig) -> None:
     """Fetch, calibrate, convert, save; the original is kept beside the student."""
-    parents = {"corpus": config.corpus} if config.corpus else {}
-    stage = Stage(config.run, config.stage, config, parents)
+    stage = Stage.of(config)
     if stage.done:
         print(f"{config.stage}: already done in {stage.directory}")
         return
@@ -42,11 +43,11 @@ def main(config: ConvertConfig) -> None:
 
 
 def calibrate(config: ConvertConfig, model: torch.nn.Module, corpus: Path) -> dict[str, float]:
-    """Root mean squares of the projections' inputs on training rows of every source."""
+    """Root mean squares of the projections' inputs on rows of the training mix."""
     packed = PackedCorpus(corpus)
-    rows = max(1, config.calibration_tokens // packed.sequence_length // len(packed.sources))
-    batches = [as_tensors(heldout(packed, source.name, rows), slice(None)) for source in packed.sources]
-    return measure_input_rms(model, config.subln, lambda: [hidden_states(model, batch) for batch in batches])
+    rows = max(1, config.calibration_tokens // packed.index.sequence_length)
+    batch = as_tensors(MixedStream(packed, "train", seed=0).take(rows), slice(None))
+    return measure_input_rms(model, config.subln, lambda: hidden_states(model, batch))
 
 
 if __name__ == "__main__":

@@ -9,7 +9,7 @@ from wfray.runs.files import remove
 
 def run_training(config: TrainConfig) -> None:
     """Run one training stage, or go on with it where an interrupted attempt stopped."""
-    stage = Stage(config.run, config.stage, config, parents={"student": config.student, "corpus": config.corpus})
+    stage = Stage.of(config)
     if stage.done:
         print(f"{config.stage}: already done in {stage.directory}")
         return

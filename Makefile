@@ -1,0 +1,53 @@
+# One command per habit. `make quickstart` and `make test` set up everything that they need in .venv.
+PYTHON ?= python3
+NAME ?= feed
+VENV := .venv
+BIN := $(VENV)/bin
+JOBS ?= 2
+
+# A local torch wheel (a CPU build, say) is found where pip's find-links point.
+export UV_FIND_LINKS := $(PIP_FIND_LINKS)
+export UV_SYSTEM_CERTS := 1
+# llama.cpp is compiled for this machine, its library alone, with a bounded number of compilers.
+export CMAKE_BUILD_PARALLEL_LEVEL := $(JOBS)
+export CMAKE_ARGS := -DLLAVA_BUILD=OFF -DLLAMA_BUILD_TOOLS=OFF -DLLAMA_BUILD_EXAMPLES=OFF -DLLAMA_BUILD_TESTS=OFF
+
+.PHONY: help install lock quickstart report test checks format bench clean
+
+help: ## show this list
+	@grep -hE '^[a-z]+:.*##' $(MAKEFILE_LIST) | awk -F':.*## ' '{printf "  make %-12s %s\n", $$1, $$2}'
+
+$(VENV)/.installed: requirements.lock
+	$(PYTHON) -m venv $(VENV)
+	$(BIN)/python -m pip install --quiet uv
+	$(BIN)/uv pip install --python $(BIN)/python -r requirements.lock
+	touch $@
+
+install: $(VENV)/.installed ## create .venv and install the pinned environment
+
+lock: install ## pin the newest versions that pyproject.toml allows into requirements.lock
+	$(BIN)/uv pip compile pyproject.toml --extra quickstart --extra dev --python-version 3.11 --upgrade --quiet \
+		--no-header --no-annotate --no-emit-find-links --no-emit-index-url | sed -E 's/\+cpu$$//' > requirements.lock.new
+	mv requirements.lock.new requirements.lock
+
+quickstart: install ## real model, real text, all stages: ends with a served 1.58-bit model and runs/quickstart/report.html
+	$(BIN)/python -m jobs.pipeline --config configs/quickstart.yaml $(ARGS)
+
+test: install ## every test that runs on two cores
+	$(BIN)/python -m pytest -m "not gpu and not engine" $(ARGS)
+
+checks: install ## lint, types, import rules
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+	$(BIN)/lint-imports
+
+format: install ## put the code in shape
+	$(BIN)/ruff check --fix .
+	$(BIN)/ruff format .
+
+bench: install ## run one benchmark: make bench NAME=qat_step
+	$(BIN)/python -m benchmarks.$(NAME)
+
+clean: ## delete the environment; runs are kept
+	rm -rf $(VENV) build *.egg-info

@@ -1,0 +1,63 @@
+"""Submitting a stage to a Ray cluster as a job, and following it to its end."""
+
+import shlex
+import time
+import uuid
+from pathlib import Path
+from typing import Protocol
+
+from ray.job_submission import JobStatus, JobSubmissionClient
+
+POLL_SECONDS = 0.3
+EXCLUDES = [".git", ".venv", "runs", "tests", "benchmarks"]
+"""Not needed by jobs: what Ray sends to the cluster is the code alone."""
+
+
+class View(Protocol):
+    """Where progress is shown."""
+
+    def start(self, stage: str) -> None: ...
+
+    def poll(self) -> None: ...
+
+    def finish(self, stage: str, status: str, seconds: float, note: str = "") -> None: ...
+
+
+def run_stage(name: str, command: list[str], dashboard: str, root: Path, view: View) -> None:
+    """Submit one stage and wait for it.
+
+    Args:
+        name: the stage's name, for the view and the job's id.
+        command: arguments of `python`.
+        dashboard: URL of the cluster's dashboard.
+        root: the repository, sent to the cluster as the job's working directory.
+        view: told when it starts, every moment, and when it ends.
+
+    Raises:
+        ValueError: the job failed; the message holds the end of its log.
+    """
+    client = JobSubmissionClient(dashboard)
+    view.start(name)
+    started = time.monotonic()
+    job = client.submit_job(
+        entrypoint=shlex.join(["python", *command]),
+        submission_id=f"wf-{name}-{uuid.uuid4().hex[:8]}",
+        runtime_env={"working_dir": str(root), "excludes": EXCLUDES},
+        metadata={"stage": name},
+    )
+    while not (status := client.get_job_status(job)).is_terminal():
+        view.poll()
+        time.sleep(POLL_SECONDS)
+    seconds = time.monotonic() - started
+    if status != JobStatus.SUCCEEDED:
+        message = failure_message(client.get_job_logs(job))
+        view.finish(name, "failed", seconds, message)
+        raise ValueError(f"stage {name} failed: {message}\nMend it and run the same command again: what is done is skipped. (job {job})")
+    view.finish(name, "done", seconds)
+
+
+def failure_message(log: str) -> str:
+    """The job's own error message where it printed one, else the end of its log."""
+    lines = log.strip().splitlines()
+    marked = [index for index, line in enumerate(lines) if line.startswith("error: ")]
+    return "\n".join(lines[marked[-1] :]).removeprefix("error: ") if marked else "\n".join(lines[-15:])

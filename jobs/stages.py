@@ -1,0 +1,102 @@
+"""The stages of a pipeline: their configurations as the pipeline's file names them, and what remains to be done."""
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from wfray.config.base import Config, StageConfig
+from wfray.config.convert import ConvertConfig
+from wfray.config.data import PackConfig
+from wfray.config.evaluate import EvaluateConfig
+from wfray.config.export import ExportConfig
+from wfray.config.pipeline import PipelineConfig, StageCall
+from wfray.config.serve import ServeConfig
+from wfray.config.teacher import TeacherConfig
+from wfray.config.train import TrainConfig
+from wfray.runs import Manifest, Stage
+
+CONFIGS: dict[str, type[Config]] = {
+    "pack": PackConfig,
+    "teacher": TeacherConfig,
+    "convert": ConvertConfig,
+    "align": TrainConfig,
+    "pretrain": TrainConfig,
+    "distill": TrainConfig,
+    "export": ExportConfig,
+    "evaluate": EvaluateConfig,
+    "serve": ServeConfig,
+}
+
+
+@dataclass(frozen=True)
+class PlannedStage:
+    """One stage of a pipeline with its resolved configuration."""
+
+    name: str
+    job: str
+    config: Config
+    command: list[str]
+    """Arguments of `python`, to be run in the repository's root."""
+
+    @property
+    def is_service(self) -> bool:
+        """Whether it deploys an application and leaves nothing in the run directory."""
+        return not isinstance(self.config, StageConfig)
+
+    @property
+    def uses_teacher(self) -> bool:
+        """Whether it asks a teacher application."""
+        return isinstance(self.config, TrainConfig) and self.config.teacher is not None
+
+
+def plan_stages(config: PipelineConfig, run: Path, root: Path) -> list[PlannedStage]:
+    """Resolve every stage's configuration.
+
+    Args:
+        config: the pipeline's.
+        run: the absolute run directory.
+        root: the repository, under which configuration files stand.
+
+    Raises:
+        ValueError: a file is missing or not valid, or two stages have one name.
+    """
+    planned = [plan_stage(call, run, root) for call in config.stages]
+    names = [stage.name for stage in planned]
+    if repeated := sorted({name for name in names if names.count(name) > 1}):
+        raise ValueError(f"stages named {', '.join(repeated)} appear more than once: give each call its own stage name with set: {{stage: ...}}")
+    return planned
+
+
+def plan_stage(call: StageCall, run: Path, root: Path) -> PlannedStage:
+    """Resolve one stage's configuration with the pipeline's run directory."""
+    config_type = CONFIGS[call.job]
+    values: dict[str, Any] = dict(call.set)
+    values.update({name: str(run) for name in ("run",) if name in config_type.model_fields})
+    values.update({name: str(run.parent / "models") for name in ("models",) if issubclass(config_type, ConvertConfig | TeacherConfig)})
+    overrides = [f"{key}={to_flow(value)}" for key, value in values.items()]
+    config = config_type.load(root / call.config, overrides)
+    name = config.stage if isinstance(config, StageConfig) else call.job
+    return PlannedStage(name, call.job, config, ["-m", f"jobs.{call.job}", "--config", call.config, *overrides])
+
+
+def to_flow(value: Any) -> str:
+    """A value as one line of YAML."""
+    return yaml.safe_dump(value, default_flow_style=True, width=10**6).strip().removesuffix("\n...").strip()
+
+
+def pending_stages(planned: list[PlannedStage]) -> set[str]:
+    """Names of the stages that are not done; one whose parent is not done is not done either."""
+    pending: set[str] = set()
+    for stage in planned:
+        if isinstance(stage.config, StageConfig) and (pending & set(stage.config.parents.values()) or not is_done(stage.config)):
+            pending.add(stage.name)
+    uses_teacher = any(stage.uses_teacher for stage in planned if stage.name in pending)
+    return pending | {stage.name for stage in planned if stage.is_service and uses_teacher}
+
+
+def is_done(config: StageConfig) -> bool:
+    """Whether a stage is complete and its parents are as they were."""
+    manifest = Manifest.read(Path(config.run) / config.stage)
+    return manifest is not None and manifest.status == "complete" and Stage.of(config).done

@@ -1,0 +1,37 @@
+import pytest
+import torch
+from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedModel
+
+from wfray.student.attention import NAME
+
+SHAPE = {
+    "num_hidden_layers": 2,
+    "hidden_size": 32,
+    "intermediate_size": 48,
+    "num_attention_heads": 4,
+    "num_key_value_heads": 2,
+    "head_dim": 16,
+    "vocab_size": 100,
+    "max_position_embeddings": 64,
+    "pad_token_id": 0,
+    "initializer_range": 0.2,
+}
+
+
+def tiny_model(family: str, attention: str = NAME) -> PreTrainedModel:
+    """A random model whose q width (64) is not its hidden size (32)."""
+    torch.manual_seed(0)
+    config = AutoConfig.for_model(family, **SHAPE, tie_word_embeddings=True, sliding_window=None)
+    return AutoModelForCausalLM.from_config(config, attn_implementation=attention).eval()
+
+
+@pytest.fixture
+def packed() -> dict[str, torch.Tensor]:
+    """Two rows: documents of 5 and 7 tokens, then one of 9 and padding of 3."""
+    torch.manual_seed(1)
+    lengths = [[5, 7], [9, 3]]
+    return {
+        "input_ids": torch.randint(1, 100, (2, 12)),
+        "position_ids": torch.tensor([[i for n in row for i in range(n)] for row in lengths]),
+        "segment_ids": torch.tensor([[1] * 5 + [2] * 7, [1] * 9 + [0] * 3]),
+    }

@@ -1,0 +1,54 @@
+"""Packed rows give what each document alone gives, in every family, and captures are what the layers computed."""
+
+import pytest
+import torch
+from transformers.models.llama.modeling_llama import apply_rotary_pos_emb
+
+from tests.wfray.student.conftest import tiny_model
+from wfray.student import hidden_states, run_body
+from wfray.student.attention import Segments
+from wfray.student.families import FAMILIES
+
+DOCUMENTS = [(0, 0, 5), (0, 5, 12), (1, 0, 9)]
+
+
+@pytest.mark.parametrize("family", sorted(FAMILIES))
+def test_packed_documents_give_what_plain_transformers_gives_alone(family: str, packed: dict[str, torch.Tensor]) -> None:
+    hidden_BTC = hidden_states(tiny_model(family), packed)
+    plain = tiny_model(family, attention="eager")
+    for row, start, end in DOCUMENTS:
+        alone = plain.model(input_ids=packed["input_ids"][row : row + 1, start:end]).last_hidden_state[0]
+        torch.testing.assert_close(hidden_BTC[row, start:end], alone, rtol=1e-5, atol=1e-5)
+
+
+def test_segments_are_runs_of_equal_ids(packed: dict[str, torch.Tensor]) -> None:
+    segments = Segments.of(packed["segment_ids"])
+    assert segments.documents == tuple(DOCUMENTS)
+    assert segments.spans == (*DOCUMENTS, (1, 9, 12))
+
+
+def test_captures_are_layer_outputs_and_rotated_states(packed: dict[str, torch.Tensor]) -> None:
+    model = tiny_model("llama")
+    output = run_body(model, packed, with_layers=True, qkv_layer=1)
+    torch.testing.assert_close(model.model.norm(output.layers[-1]), output.hidden_BTC)
+    normed = model.model.layers[1].input_layernorm(output.layers[0])
+    attention = model.model.layers[1].self_attn
+    q, k, v = (
+        getattr(attention, name)(normed).view(2, 12, heads, 16).transpose(1, 2) for name, heads in (("q_proj", 4), ("k_proj", 2), ("v_proj", 2))
+    )
+    cos, sin = model.model.rotary_emb(normed, packed["position_ids"])
+    for ours, wanted in zip(output.qkv, (*apply_rotary_pos_emb(q, k, cos, sin), v), strict=True):
+        torch.testing.assert_close(ours, wanted)
+
+
+def test_generation_equals_plain_transformers(packed: dict[str, torch.Tensor]) -> None:
+    prompt = packed["input_ids"][:1, :5]
+    ours, plain = (tiny_model("llama", attention).generate(prompt, max_new_tokens=8, do_sample=False) for attention in ("segments", "eager"))
+    assert torch.equal(ours, plain)
+
+
+def test_sliding_windows_are_refused(packed: dict[str, torch.Tensor]) -> None:
+    model = tiny_model("mistral")
+    model.config.sliding_window = 4
+    with pytest.raises(ValueError, match="sliding"):
+        hidden_states(model, packed)
