@@ -15,7 +15,9 @@ from ray.train.torch import TorchConfig, TorchTrainer
 
 from actors.teacher import TeacherClient
 from wfray.config.train import AttentionRelations, TrainConfig
-from wfray.data import MixedStream, PackedCorpus, load_tokenizer_directory, tokenizer_sha256
+from wfray.data.shards import PackedCorpus
+from wfray.data.stream import MixedStream
+from wfray.data.tokenizer import load_directory_tokenizer, tokenizer_sha256
 from wfray.objectives import StageLoss
 from wfray.objectives.relations import check_split
 from wfray.runs.files import remove, write_aside
@@ -74,7 +76,7 @@ def run_worker(config: TrainConfig, directory: Path, student: Path, corpus: Path
     collective = Collective()
     packed = PackedCorpus(corpus)
     model = load_student(student)
-    check_tokenizer(packed, tokenizer_sha256(load_tokenizer_directory(student)), "student", str(student))
+    packed.require_tokenizer(tokenizer_sha256(load_directory_tokenizer(student)))
     if config.train.gradient_checkpointing:
         model.gradient_checkpointing_enable({"use_reentrant": False})
     model.to("cuda" if torch.cuda.is_available() else "cpu")
@@ -86,7 +88,7 @@ def run_worker(config: TrainConfig, directory: Path, student: Path, corpus: Path
     progress = checkpoints.load(newest, model, optimizer) if newest else None
     done = progress.step if progress else 0
     stream = MixedStream(packed, "train", weights=config.weights, seed=config.train.seed, cursor=progress.cursor if progress else None)
-    feed = Feed(stream, step_plan(config, packed.sequence_length, done), teacher, collective.rank, collective.world_size)
+    feed = Feed(stream, step_plan(config, packed.index.sequence_length, done), teacher, collective.rank, collective.world_size)
     with MetricsLog(directory / ("metrics.jsonl" if collective.rank == 0 else f".rank{collective.rank}.jsonl"), done) as metrics:
         Trainer(config, model, optimizer, loss, checkpoints, collective, metrics.write).run(feed)
     if collective.rank == 0:
@@ -133,20 +135,11 @@ def connect_teacher(config: TrainConfig, corpus: PackedCorpus, model: torch.nn.M
 
 def check_teacher(teacher: Fingerprint, config: TrainConfig, corpus: PackedCorpus, student: Any) -> None:
     """Raise `ValueError` when the teacher cannot teach this student on this corpus."""
-    check_tokenizer(corpus, teacher.tokenizer_sha256, "teacher", config.teacher.application if config.teacher else "")
+    corpus.require_tokenizer(teacher.tokenizer_sha256)
     if teacher.vocab_size != student.vocab_size:
         raise ValueError(f"the teacher's vocabulary has {teacher.vocab_size} entries, the student's {student.vocab_size}: choose a teacher of the same tokenizer")
-    if corpus.sequence_length > teacher.max_length:
-        raise ValueError(f"rows of {corpus.sequence_length} tokens exceed the teacher's context of {teacher.max_length}: pack shorter rows")
+    if corpus.index.sequence_length > teacher.max_length:
+        raise ValueError(f"rows of {corpus.index.sequence_length} tokens exceed the teacher's context of {teacher.max_length}: pack shorter rows")
     for objective in config.objectives:
         if isinstance(objective, AttentionRelations) and objective.layer >= min(teacher.num_layers, student.num_hidden_layers):
             raise ValueError(f"attention_relations.layer {objective.layer} does not exist: the models have {teacher.num_layers} and {student.num_hidden_layers} layers")
-
-
-def check_tokenizer(corpus: PackedCorpus, sha256: str, role: str, name: str) -> None:
-    """Raise `ValueError` when a model's tokenizer is not the one that packed the corpus."""
-    if sha256 != corpus.tokenizer_sha256:
-        raise ValueError(
-            f"the {role} {name!r} has another tokenizer ({sha256[:12]}) than the corpus was packed with ({corpus.tokenizer_sha256[:12]}): "
-            "pack the corpus again with this model's tokenizer, or choose the model that it was packed for"
-        )

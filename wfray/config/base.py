@@ -1,7 +1,7 @@
 """The base of every configuration tree: strict, immutable, hashable, loaded from YAML with `key=value` overrides.
 
 `load` reads one YAML file, applies overrides from the command line left to right (`train.tokens=20000`; values are YAML, list
-elements are addressed by number) and validates. An unknown key, a missing file or a wrong type raises `ValueError` naming the
+elements are addressed by number) and validates. A value `{include: FILE}` stands for that file's content. An unknown key, a missing file or a wrong type raises `ValueError` naming the
 key and the mend. `digest` is the SHA-256 of the canonical JSON of a tree without its `Location` fields, so moving a run
 directory does not change what a stage is.
 """
@@ -62,6 +62,20 @@ class Config(BaseModel):
         return yaml.safe_dump(self.model_dump(mode="json"), sort_keys=False, allow_unicode=True)
 
 
+class StageConfig(Config):
+    """A configuration whose stage leaves a directory with a manifest in the run."""
+
+    run: RunPath
+    """The run directory."""
+    stage: str
+    """This stage's directory in the run."""
+
+    @property
+    def parents(self) -> dict[str, str]:
+        """For each input, its role and the name of a stage of this run or the path of a directory or file."""
+        return {}
+
+
 def read_yaml(path: Path) -> dict[str, Any]:
     """Read a YAML mapping or raise `ValueError` with the files that stand beside the missing one."""
     if not path.is_file():
@@ -74,7 +88,18 @@ def read_yaml(path: Path) -> dict[str, Any]:
         raise ValueError(f"configuration file {str(path)!r} is not valid YAML: {error}") from None
     if not isinstance(tree, dict):
         raise ValueError(f"configuration file {str(path)!r} must hold a mapping of keys, not {type(tree).__name__}")
-    return tree
+    return {key: resolve_includes(value, path.parent) for key, value in tree.items()}
+
+
+def resolve_includes(value: Any, directory: Path) -> Any:
+    """Replace every mapping `{include: FILE}` by the content of that YAML file, relative to `directory`."""
+    if isinstance(value, dict):
+        if set(value) == {"include"}:
+            return read_yaml(directory / str(value["include"]))
+        return {key: resolve_includes(item, directory) for key, item in value.items()}
+    if isinstance(value, list):
+        return [resolve_includes(item, directory) for item in value]
+    return value
 
 
 def apply_override(tree: dict[str, Any], override: str) -> None:
@@ -110,7 +135,8 @@ def describe_errors(model: type[BaseModel], error: ValidationError, origin: str)
         if item["type"] == "extra_forbidden":
             lines.append(f"  {where}: unknown key{suggest(model, str(item['loc'][-1]))}")
         else:
-            lines.append(f"  {where}: {item['msg']} (got {item['input']!r:.80})")
+            given = "" if isinstance(item["input"], dict) else f" (got {item['input']!r:.80})"
+            lines.append(f"  {where}: {item['msg'].removeprefix('Value error, ')}{given}")
     return f"{origin} is not a valid {model.__name__}:\n" + "\n".join(lines)
 
 

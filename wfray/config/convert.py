@@ -4,7 +4,7 @@ from typing import Literal
 
 from pydantic import PositiveInt
 
-from wfray.config.base import Config, RunPath
+from wfray.config.base import Config, RunPath, StageConfig
 from wfray.config.model import ModelSource
 
 
@@ -18,13 +18,10 @@ class Subln(Config):
     eps: float = 1e-5
 
 
-class ConvertConfig(Config):
+class ConvertConfig(StageConfig):
     """`jobs.convert`: model -> student."""
 
-    run: RunPath
-    """The run directory."""
     stage: str = "convert"
-    """This stage's directory in the run."""
     model: ModelSource
     models: RunPath = "runs/models"
     """Where full-precision models are kept, each under the hash of its source."""
@@ -32,3 +29,8 @@ class ConvertConfig(Config):
     corpus: str | None = "pack"
     """Stage or directory of the packed corpus for calibration; needed when `subln.init` is calibrated."""
     calibration_tokens: PositiveInt = 4096
+
+    @property
+    def parents(self) -> dict[str, str]:
+        """The corpus, where it is needed."""
+        return {"corpus": self.corpus} if self.corpus else {}

@@ -91,9 +91,7 @@ class TextFiles(TextSource):
     exclude: list[str] = []
 
 
-Source = Annotated[
-    PackageFiles | StandardLibrary | PackageDocstrings | PackageJson | JsonLines | TextFiles, Field(discriminator="kind")
-]
+Source = Annotated[PackageFiles | StandardLibrary | PackageDocstrings | PackageJson | JsonLines | TextFiles, Field(discriminator="kind")]
 
 
 class PackConfig(Config):

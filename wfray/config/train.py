@@ -7,7 +7,7 @@ from typing import Annotated, Literal, Self
 
 from pydantic import Field, NonNegativeFloat, NonNegativeInt, PositiveFloat, PositiveInt, model_validator
 
-from wfray.config.base import Config, RunPath
+from wfray.config.base import Config, StageConfig
 
 
 class Ramp(Config):
@@ -137,13 +137,9 @@ class Training(Config):
     """Crashed workers that are replaced before the job gives up."""
 
 
-class TrainConfig(Config):
+class TrainConfig(StageConfig):
     """`jobs.align`, `jobs.pretrain`, `jobs.distill`: student + corpus (+ teacher) -> student."""
 
-    run: RunPath
-    """The run directory."""
-    stage: str
-    """This stage's directory in the run."""
     student: str
     """Stage or directory of the student to go on from."""
     corpus: str = "pack"
@@ -173,6 +169,11 @@ class TrainConfig(Config):
                 "lambda would never reach 1 and the student would not be ternary"
             )
         return self
+
+    @property
+    def parents(self) -> dict[str, str]:
+        """The student to go on from, and the corpus."""
+        return {"student": self.student, "corpus": self.corpus}
 
     @property
     def num_steps(self) -> int:

@@ -53,6 +53,7 @@ def linear_losses(
     kl_weight: float = 0.0,
     teacher: TeacherHead | None = None,
     dtype: torch.dtype = torch.float32,
+    chunk_bytes: int = CHUNK_BYTES,
 ) -> LinearLosses:
     """`ce_weight * CE + kl_weight * KL`, without logits in memory.
 
@@ -63,12 +64,13 @@ def linear_losses(
         num_targets: the number that the sums are divided by: targets of the whole global batch.
         teacher: needed when `kl_weight` is not 0.
         dtype: of the products.
+        chunk_bytes: of one float32 chunk of logits.
     """
     keep = targets_T != -100
     if teacher is not None:
         teacher = TeacherHead(teacher.hidden_TC[keep], teacher.weight_VC, teacher.temperature, teacher.tau_squared)
     total, ce, kl = _LinearLosses.apply(
-        hidden_TC[keep], weight_VC, targets_T[keep].long(), num_targets, ce_weight, kl_weight, teacher, dtype
+        hidden_TC[keep], weight_VC, targets_T[keep].long(), num_targets, ce_weight, kl_weight, teacher, dtype, chunk_bytes
     )
     return LinearLosses(total, ce.item(), kl.item())
 
@@ -85,6 +87,7 @@ class _LinearLosses(torch.autograd.Function):
         kl_weight: float,
         teacher: TeacherHead | None,
         dtype: torch.dtype,
+        chunk_bytes: int,
     ) -> tuple[Tensor, Tensor, Tensor]:
         head_VC = weight_VC.detach().to(dtype)
         wants_gradient = ctx.needs_input_grad[0] or ctx.needs_input_grad[1]
@@ -92,7 +95,7 @@ class _LinearLosses(torch.autograd.Function):
         grad_head = torch.zeros_like(weight_VC, dtype=torch.float32) if wants_gradient else None
         ce_sum = hidden_TC.new_zeros((), dtype=torch.float64)
         kl_sum = ce_sum.clone()
-        chunk = max(1, CHUNK_BYTES // (4 * weight_VC.shape[0]))
+        chunk = max(1, chunk_bytes // (4 * weight_VC.shape[0]))
         for start in range(0, hidden_TC.shape[0], chunk):
             part = slice(start, start + chunk)
             h = hidden_TC[part].detach().to(dtype)
@@ -123,7 +126,7 @@ class _LinearLosses(torch.autograd.Function):
         scale = grad_total.item()
         if scale != 1.0:
             grad_hidden, grad_head = grad_hidden * scale, grad_head * scale
-        return grad_hidden, grad_head.to(ctx.weight_dtype), None, None, None, None, None, None
+        return grad_hidden, grad_head.to(ctx.weight_dtype), None, None, None, None, None, None, None
 
 
 def cross_entropy_chunk(logits_TV: Tensor, targets_T: Tensor) -> tuple[Tensor, Tensor]:

@@ -2,9 +2,12 @@
 
 At lambda = 1 the forward product runs on integers, `y = (codes_x @ codes_w^T) * (g/127) * D`, and backward keeps the int8 codes
 of the activations instead of their floats: half the bytes of a bfloat16 linear layer. Gradients are those of the
-straight-through estimator: `dx = dy @ Q(W)`, `dW = dy^T @ Q(x)`. The ternary codes are computed once for each version of the
-latent weight, so not again for every micro-batch of a step. Below 1 the layer computes `w + lambda (Q(w) - w).detach()`, and
-the same for x, in floats.
+straight-through estimator: `dx = dy @ Q(W)`, `dW = dy^T @ Q(x)`. Below 1 the layer computes
+`w + lambda (Q(w) - w).detach()`, and the same for x, in floats.
+
+The ternary codes are computed in every forward pass unless `hold_codes` was called, which computes them once until
+`release_codes`: once a step instead of once a micro-batch, and once for a model that is only read. It is explicit because a fused
+optimizer changes weights without raising their version counter, so a stale code could not be told from a fresh one.
 
 `norm`, where there is one, is the SubLN of BitDistill: an RMSNorm on the input of the projection.
 """
@@ -52,8 +55,7 @@ class BitLinear(nn.Module):
         self.bias = bias
         self.norm = norm
         self.quantization_lambda = 1.0
-        self._codes: tuple[Tensor, Tensor] | None = None
-        self._codes_version = (-1, -1)
+        self._held_codes: tuple[Tensor, Tensor] | None = None
 
     def forward(self, x: Tensor) -> Tensor:
         """x [..., C] -> [..., D]; the dtype is autocast's where that is on, else that of `x`."""
@@ -75,11 +77,33 @@ class BitLinear(nn.Module):
         return F.linear(x + strength * (fake_quantize_activations(x) - x).detach(), weight)
 
     def ternary_weight(self) -> tuple[Tensor, Tensor]:
-        """Codes (int8 [D, C]) and scale of the current latent weight, computed once for each of its versions."""
-        version = (self.weight.data_ptr(), self.weight._version)
-        if self._codes is None or version != self._codes_version:
-            self._codes, self._codes_version = quantize_weight(self.weight), version
-        return self._codes
+        """Codes (int8 [D, C]) and scale: the held ones, else those of the current latent weight."""
+        return self._held_codes or quantize_weight(self.weight)
+
+    def hold_codes(self) -> None:
+        """Compute the codes now and use them until they are released; the latent weight must not change in between."""
+        self._held_codes = quantize_weight(self.weight)
+
+    def release_codes(self) -> None:
+        """Go back to codes of the current latent weight."""
+        self._held_codes = None
 
     def extra_repr(self) -> str:
         return f"in_features={self.weight.shape[1]}, out_features={self.weight.shape[0]}, bias={self.bias is not None}"
+
+
+def bit_linears(model: nn.Module) -> list[BitLinear]:
+    """Every BitLinear of a model."""
+    return [module for module in model.modules() if isinstance(module, BitLinear)]
+
+
+def hold_codes(model: nn.Module) -> None:
+    """Compute the codes of every BitLinear once, for as long as no weight changes."""
+    for layer in bit_linears(model):
+        layer.hold_codes()
+
+
+def release_codes(model: nn.Module) -> None:
+    """Let every BitLinear follow its latent weight again."""
+    for layer in bit_linears(model):
+        layer.release_codes()

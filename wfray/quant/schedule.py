@@ -10,7 +10,7 @@ import math
 from torch import nn
 
 from wfray.config.train import Quantization
-from wfray.quant.bitlinear import BitLinear
+from wfray.quant.bitlinear import bit_linears
 
 EXPONENT = 4
 STEEPNESS = 12.0
@@ -34,6 +34,5 @@ def set_lambda(model: nn.Module, value: float) -> None:
     """Set lambda of every BitLinear of `model`."""
     if not 0.0 <= value <= 1.0:
         raise ValueError(f"lambda must be between 0 and 1, not {value}")
-    for module in model.modules():
-        if isinstance(module, BitLinear):
-            module.quantization_lambda = value
+    for layer in bit_linears(model):
+        layer.quantization_lambda = value

@@ -15,6 +15,7 @@ from torch import Tensor, nn
 from transformers import AutoConfig, AutoModelForCausalLM, PretrainedConfig, PreTrainedModel
 
 from wfray.config.convert import Subln
+from wfray.quant import set_lambda
 from wfray.student.attention import NAME as SEGMENT_ATTENTION
 from wfray.student.convert import convert
 from wfray.student.families import family_of
@@ -70,9 +71,7 @@ def load_student(directory: Path, dtype: torch.dtype = torch.float32) -> PreTrai
     model = empty_model(config)
     convert(model, Subln(**described["subln"], init="ones"))
     fill(model, read_tensors(directory / "model.safetensors"), str(directory))
-    for module in model.modules():
-        if hasattr(module, "quantization_lambda"):
-            module.quantization_lambda = described["quantization_lambda"]
+    set_lambda(model, described["quantization_lambda"])
     return model.to(dtype).eval()
 
 

@@ -1,12 +1,13 @@
 """The original: any model source becomes one ordinary Hugging Face directory (bfloat16 safetensors, configuration, tokenizer)."""
 
-import importlib.util
 from pathlib import Path
 
 import torch
-from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, PretrainedConfig, PreTrainedModel
+from transformers import AutoConfig, AutoModelForCausalLM, PretrainedConfig, PreTrainedModel
 
 from wfray.config.model import Architecture, HubModel, LocalModel, ModelSource, PackageGGUF, RandomModel
+from wfray.data.packages import package_directory
+from wfray.data.tokenizer import load_tokenizer
 from wfray.runs.files import write_aside
 from wfray.student.families import family_of
 
@@ -25,7 +26,7 @@ def materialize(source: ModelSource, models: Path) -> Path:
         if source.architecture is not None:
             check_architecture(model.config, source.architecture)
         model.to(torch.bfloat16).save_pretrained(aside)
-        read_tokenizer(source).save_pretrained(aside)
+        load_tokenizer(source).save_pretrained(aside)
     return directory
 
 
@@ -33,8 +34,8 @@ def read_model(source: ModelSource) -> PreTrainedModel:
     """The model of a source with its weights, float32."""
     match source:
         case PackageGGUF():
-            folder = package_file(source).parent
-            model = AutoModelForCausalLM.from_pretrained(folder, gguf_file=package_file(source).name, dtype=torch.float32)
+            folder = package_directory(source.package)
+            model = AutoModelForCausalLM.from_pretrained(folder, gguf_file=source.file, dtype=torch.float32)
             # Dequantized weights are ordinary ones, but transformers keeps the marks of the file and then refuses to save.
             model.hf_quantizer = None
             del model.config.quantization_config
@@ -58,37 +59,9 @@ def read_directory(path: Path) -> PreTrainedModel:
     return AutoModelForCausalLM.from_pretrained(path, dtype=torch.float32)
 
 
-def read_tokenizer(source: ModelSource):  # type: ignore[no-untyped-def]
-    """The tokenizer of a source."""
-    match source:
-        case PackageGGUF():
-            return AutoTokenizer.from_pretrained(package_file(source).parent, gguf_file=package_file(source).name)
-        case HubModel():
-            return AutoTokenizer.from_pretrained(source.id, revision=source.revision)
-        case LocalModel():
-            return AutoTokenizer.from_pretrained(source.path)
-        case RandomModel():
-            return read_tokenizer(source.tokenizer)
-
-
-def package_file(source: PackageGGUF) -> Path:
-    """The path of the file inside the installed package.
-
-    Raises:
-        ValueError: the package is not installed or has no such file.
-    """
-    spec = importlib.util.find_spec(source.package)
-    if spec is None or spec.origin is None:
-        raise ValueError(f"package {source.package!r} is not installed; `make install` installs what the quickstart needs")
-    path = Path(spec.origin).parent / source.file
-    if not path.is_file():
-        raise ValueError(f"package {source.package!r} holds no file {source.file!r}")
-    return path
-
-
 def random_config(source: RandomModel) -> PretrainedConfig:
     """A Hugging Face configuration of the source's architecture."""
-    wanted, tokenizer = source.architecture, read_tokenizer(source)
+    wanted, tokenizer = source.architecture, load_tokenizer(source)
     return AutoConfig.for_model(
         wanted.family,
         num_hidden_layers=wanted.num_layers,

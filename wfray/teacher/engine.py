@@ -11,7 +11,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from wfray.data.tokenizer import load_tokenizer_directory, tokenizer_sha256
+from wfray.data.tokenizer import load_directory_tokenizer, tokenizer_sha256
 from wfray.runs.files import sha256_of
 from wfray.student.checkpoint import load_original
 from wfray.student.forward import lm_head_weight, run_body
@@ -31,7 +31,7 @@ class TransformersEngine:
             model_sha256=sha256_of(directory / "model.safetensors"),
             family=config.model_type,
             dtype=dtype,
-            tokenizer_sha256=tokenizer_sha256(load_tokenizer_directory(directory)),
+            tokenizer_sha256=tokenizer_sha256(load_directory_tokenizer(directory)),
             vocab_size=config.vocab_size,
             hidden_size=config.hidden_size,
             num_layers=config.num_hidden_layers,

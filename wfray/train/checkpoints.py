@@ -13,7 +13,7 @@ import torch.distributed.checkpoint as dcp
 from pydantic import BaseModel
 from torch import Tensor, nn
 
-from wfray.data import Cursor
+from wfray.data.stream import Cursor
 from wfray.runs.files import flush_tree, remove
 from wfray.train.collective import Collective
 

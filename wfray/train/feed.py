@@ -19,8 +19,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from wfray.data import Cursor, MixedStream
 from wfray.data.batch import PackedBatch
+from wfray.data.stream import Cursor, MixedStream
 from wfray.teacher.signals import Signals
 
 

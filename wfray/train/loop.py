@@ -16,7 +16,7 @@ from transformers import PreTrainedModel
 
 from wfray.config.train import TrainConfig
 from wfray.objectives.stage_loss import StageLoss
-from wfray.quant.schedule import lambda_at, set_lambda
+from wfray.quant import hold_codes, lambda_at, release_codes, set_lambda
 from wfray.student.forward import lm_head_weight, run_body
 from wfray.train.checkpoints import CheckpointStore, Progress
 from wfray.train.collective import Collective
@@ -64,6 +64,7 @@ class Trainer:
         set_lambda(self.model, lambda_at(self.config.quantization, step * train.batch_tokens))
         factor = learning_rate_factor(train.schedule, step, self.config.num_steps)
         set_learning_rate(self.optimizer, train.optimizer.learning_rate * factor)
+        hold_codes(self.model)
         self.sums = {}
 
     def _accumulate(self, micro: MicroBatch) -> None:
@@ -92,6 +93,7 @@ class Trainer:
                 f"step {step + 1}: loss {figures['loss']} and gradient norm {norm} must be finite; lower train.optimizer.learning_rate. "
                 f"Last good checkpoint: {self.checkpoints.newest() or 'none, the stage starts from its parent'}"
             )
+        release_codes(self.model)
         self.optimizer.step()
         self.optimizer.zero_grad(set_to_none=True)
         return {**figures, "gradient_norm": norm, "learning_rate": self.optimizer.param_groups[0]["lr"]}

@@ -1,0 +1,98 @@
+"""Manifests: what is done is skipped, what changed is redone, what is half written is never taken for whole."""
+
+from pathlib import Path
+
+import pytest
+
+from wfray.config.base import StageConfig
+from wfray.runs import Manifest, MetricsLog, Stage, read_metrics, resolve_home, write_aside
+
+
+class Toy(StageConfig):
+    stage: str = "child"
+    value: int = 0
+    source: str = "parent"
+
+    @property
+    def parents(self) -> dict[str, str]:
+        return {"source": self.source} if self.stage == "child" else {}
+
+
+def run(config: Toy, text: str) -> Stage:
+    stage = Stage.of(config)
+    with stage:
+        (stage.directory / "out.txt").write_text(text)
+        stage.add_output(stage.directory / "out.txt")
+    return stage
+
+
+def toy(tmp_path: Path, **values: object) -> Toy:
+    return Toy(run=str(tmp_path), **values)  # type: ignore[arg-type]
+
+
+def test_a_complete_stage_is_done_until_configuration_output_or_parent_changes(tmp_path: Path) -> None:
+    run(toy(tmp_path, stage="parent"), "a")
+    run(toy(tmp_path), "b")
+    assert Stage.of(toy(tmp_path)).done
+    assert not Stage.of(toy(tmp_path, value=1)).done
+    (tmp_path / "child" / "out.txt").write_text("c")
+    assert not Stage.of(toy(tmp_path)).done
+    run(toy(tmp_path), "b")
+    run(toy(tmp_path, stage="parent"), "a")
+    assert Stage.of(toy(tmp_path)).done, "a parent redone with an equal result leaves its child done"
+    run(toy(tmp_path, stage="parent"), "other")
+    assert not Stage.of(toy(tmp_path)).done
+
+
+def test_moving_a_run_directory_keeps_it_done(tmp_path: Path) -> None:
+    run(toy(tmp_path / "a", stage="parent"), "x")
+    (tmp_path / "a").rename(tmp_path / "b")
+    assert Stage.of(toy(tmp_path / "b", stage="parent")).done
+
+
+def test_a_failed_stage_says_why_and_is_no_parent(tmp_path: Path) -> None:
+    with pytest.raises(RuntimeError), Stage.of(toy(tmp_path, stage="parent")):
+        raise RuntimeError("broken")
+    manifest = Manifest.read(tmp_path / "parent")
+    assert manifest is not None and manifest.status == "failed" and manifest.error == "RuntimeError: broken"
+    assert Stage.of(toy(tmp_path, stage="parent")).resumable
+    with pytest.raises(ValueError, match="stage 'parent' in .* is failed, not complete"):
+        Stage.of(toy(tmp_path))
+
+
+def test_a_missing_parent_is_named(tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match="source: 'parent' is neither a stage in"):
+        Stage.of(toy(tmp_path))
+
+
+def test_a_write_that_fails_leaves_the_old_content_and_nothing_beside_it(tmp_path: Path) -> None:
+    target = tmp_path / "file.txt"
+    target.write_text("old")
+    with pytest.raises(RuntimeError), write_aside(target) as aside:
+        aside.write_text("half")
+        raise RuntimeError
+    assert target.read_text() == "old"
+    assert list(tmp_path.iterdir()) == [target]
+
+
+def test_metrics_are_cut_back_to_the_step_of_the_checkpoint(tmp_path: Path) -> None:
+    path = tmp_path / "metrics.jsonl"
+    with MetricsLog(path) as log:
+        for step in range(1, 6):
+            log.write(step=step, loss=1.0 / step)
+    path.write_text(path.read_text() + '{"step": 6, "lo')
+    assert [row["step"] for row in read_metrics(path)] == [1, 2, 3, 4, 5]
+    with MetricsLog(path, resume_step=3) as log:
+        log.write(step=4, loss=0.5)
+    assert [(row["step"], row["loss"]) for row in read_metrics(path)][-2:] == [(3, 1 / 3), (4, 0.5)]
+
+
+def test_relative_paths_in_a_ray_working_directory_are_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    copy = tmp_path / "working_dir_files" / "_ray_pkg_1"
+    copy.mkdir(parents=True)
+    monkeypatch.chdir(copy)
+    monkeypatch.delenv("WFRAY_HOME", raising=False)
+    with pytest.raises(ValueError, match=r"pass an absolute path, for example run=\$PWD/runs/x"):
+        resolve_home("runs/x")
+    monkeypatch.setenv("WFRAY_HOME", str(tmp_path))
+    assert resolve_home("runs/x") == tmp_path / "runs/x"
