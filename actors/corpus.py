@@ -68,9 +68,7 @@ def survey_sources(config: PackConfig, options: PackOptions) -> dict[str, Survey
     return {source.name: Survey.model_validate_json(result) for source, result in zip(config.sources, results, strict=True)}
 
 
-def pack_sources(
-    config: PackConfig, surveys: dict[str, Survey], options: PackOptions, report: Report
-) -> dict[str, list[ShardRecord]]:
+def pack_sources(config: PackConfig, surveys: dict[str, Survey], options: PackOptions, report: Report) -> dict[str, list[ShardRecord]]:
     """The training shards of each source, in order, by name."""
     parts = {source.name: split_parts(source, surveys[source.name].documents, options) for source in config.sources}
     shards: dict[str, list[ShardRecord]] = {source.name: [] for source in config.sources}

@@ -6,10 +6,11 @@ from pathlib import Path
 
 import pytest
 import ray
+from pydantic import TypeAdapter
 
 from actors.corpus import pack_corpus
 from jobs.pack import figures_of
-from wfray.config.data import JsonLines, PackConfig, TextFiles
+from wfray.config.data import PackConfig, Source
 from wfray.data.encoding import TokenizerFacts
 from wfray.data.shards import PackedCorpus
 from wfray.data.stream import MixedStream, heldout
@@ -103,9 +104,9 @@ def test_a_bad_source_in_a_mix_is_named_and_leaves_no_corpus(packed: Path, confi
     else:
         (folder / "blank.txt").write_text(" ", encoding="utf-8")
         message = "source bad: none of 1 files holds a document"
-    kind = JsonLines if damage == "field" else TextFiles
-    name = "jsonl" if damage == "field" else "text_files"
-    bad = kind(kind=name, name="bad", path=str(folder), licence="CC0-1.0", weight=1.0)
+    kind = "jsonl" if damage == "field" else "text_files"
+    tree = {"kind": kind, "name": "bad", "path": str(folder), "licence": "CC0-1.0", "weight": 1.0}
+    bad = TypeAdapter[Source](Source).validate_python(tree)
     mixed = config.model_copy(update={"sources": [*config.sources, bad]})
     directory = tmp_path / "corpus"
     (directory / "tokenizer").mkdir(parents=True)

@@ -37,8 +37,8 @@ def write_corpus(directory: Path, num_documents: dict[str, int], weights: dict[s
         ]
         splits = {"train": SplitIndex(shards=shards[:2]), "heldout": SplitIndex(shards=shards[2:])}
         sources.append(SourceIndex(name=name, kind="text_files", licence="CC0-1.0", weight=weights[name], splits=splits))
-    facts = {"tokenizer_sha256": "a" * 64, "vocab_size": 100, "document_end_id": 0}
-    write_index(directory, CorpusIndex(**facts, sequence_length=SEQUENCE_LENGTH, sources=sources))
+    index = CorpusIndex(tokenizer_sha256="a" * 64, vocab_size=100, document_end_id=0, sequence_length=SEQUENCE_LENGTH, sources=sources)
+    write_index(directory, index)
     return PackedCorpus(directory)
 
 

@@ -5,6 +5,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from safetensors.numpy import load_file
 
 from wfray.config.data import TextFiles
 from wfray.data.build import PackOptions, draw_piece, pack_part, parts_wanted, split_parts, survey, up_to
@@ -31,14 +32,10 @@ def source(tmp_path: Path) -> TextFiles:
 @pytest.fixture
 def options(tmp_path: Path, encoder: Encoder) -> PackOptions:
     facts = TokenizerFacts(tokenizer_sha256="a" * 64, vocab_size=49152, document_end_id=encoder.end_id)
-    return PackOptions(
-        corpus=str(tmp_path / "corpus"), tokenizer=facts, sequence_length=64, rows_per_shard=16, heldout_rows=8, seed=0
-    )
+    return PackOptions(corpus=str(tmp_path / "corpus"), tokenizer=facts, sequence_length=64, rows_per_shard=16, heldout_rows=8, seed=0)
 
 
 def read(options: PackOptions, shard: ShardRecord) -> tuple[np.ndarray, np.ndarray]:
-    from safetensors.numpy import load_file
-
     arrays = load_file(options.directory / shard.file)
     return arrays["input_ids"], arrays["segment_ids"]
 
@@ -65,18 +62,14 @@ def test_a_part_holds_all_its_text(source: TextFiles, options: PackOptions, enco
     assert [document for part in parts for document in part.documents] == documents
     assert len(parts) > 3
     shards = [pack_part(part, options, encoder) for part in parts]
-    expected = sum(
-        len(tokens) for tokens in encoder.encode([(Path(source.path) / d.file).read_text(encoding="utf-8") for d in documents])
-    )
+    expected = sum(len(tokens) for tokens in encoder.encode([(Path(source.path) / d.file).read_text(encoding="utf-8") for d in documents]))
     assert sum(shard.num_text_tokens for shard in shards) == expected
     assert sum(shard.num_documents for shard in shards) == 60
     input_ids, _ = read(options, shards[0])
     assert (input_ids == encoder.end_id).sum() >= shards[0].num_documents
 
 
-def test_packing_again_takes_what_is_whole_and_mends_what_is_not(
-    source: TextFiles, options: PackOptions, encoder: Encoder
-) -> None:
+def test_packing_again_takes_what_is_whole_and_mends_what_is_not(source: TextFiles, options: PackOptions, encoder: Encoder) -> None:
     part = split_parts(source, list_documents(source, 0), options)[0]
     shard = pack_part(part, options, encoder)
     path = options.directory / shard.file

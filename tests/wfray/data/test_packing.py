@@ -39,9 +39,7 @@ def test_every_token_is_kept_and_only_long_documents_are_cut(sequence_length: in
         for segment in range(1, packed.segment_ids[row].max() + 1)
     ]
     expected = [
-        document[start : start + sequence_length].tolist()
-        for document in documents
-        for start in range(0, len(document), sequence_length)
+        document[start : start + sequence_length].tolist() for document in documents for start in range(0, len(document), sequence_length)
     ]
     assert sorted(segments) == sorted(expected)
     assert (packed.input_ids[packed.segment_ids == 0] == 7).all()
