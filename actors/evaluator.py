@@ -11,6 +11,7 @@ import ray
 import torch
 from ray import ObjectRef
 from ray.exceptions import RayTaskError
+from transformers import PreTrainedModel
 
 from wfray.config.evaluate import EvaluateConfig, Subject
 from wfray.data.shards import PackedCorpus
@@ -22,9 +23,10 @@ from wfray.train.feed import as_tensors
 from wfray.train.loop import DTYPES
 
 
-@ray.remote
 class Evaluator:
     """The corpus, and the model of the subject that is being measured."""
+
+    model: PreTrainedModel
 
     def __init__(self, config: EvaluateConfig, corpus: str) -> None:
         if config.threads is not None:
@@ -33,12 +35,15 @@ class Evaluator:
 
     def open(self, subject: Subject, model: str) -> list[str]:
         """Load the model in the directory `model` in place of the last one; returns the names of the sources."""
-        self.subject, self.model = subject, None
+        self.subject = subject
+        if hasattr(self, "model"):
+            del self.model
         self.corpus = PackedCorpus(self.directory)
         self.tokenizer = load_directory_tokenizer(Path(model))
         self.corpus.require_tokenizer(tokenizer_sha256(self.tokenizer))
-        self.model = (load_original if subject.kind == "original" else load_student)(Path(model), torch.float32)
-        self.model.to("cuda" if torch.cuda.is_available() else "cpu")
+        load = load_original if subject.kind == "original" else load_student
+        self.model = load(Path(model), torch.float32)
+        self.model.to(torch.device("cuda" if torch.cuda.is_available() else "cpu"))  # type: ignore[arg-type]
         return self.corpus.source_names
 
     def score(self, source: str) -> Score:
@@ -53,16 +58,19 @@ class Evaluator:
         wanted = self.config.continuations
         assert wanted is not None
         rows = heldout(self.corpus, source, self.config.rows_per_source)
-        decode = self.tokenizer.decode
         return [
             Continuation(
                 source=source,
-                prompt=decode(prompt),
-                truth=decode(truth),
-                answers={self.subject.name: decode(continue_greedily(self.model, prompt, wanted.new_tokens, self.dtype))},
+                prompt=self.text(prompt.tolist()),
+                truth=self.text(truth.tolist()),
+                answers={self.subject.name: self.text(continue_greedily(self.model, prompt, wanted.new_tokens, self.dtype))},
             )
             for prompt, truth in heldout_prompts(rows, wanted.per_source, wanted.prompt_tokens, wanted.new_tokens)
         ]
+
+    def text(self, tokens: list[int]) -> str:
+        """What tokens say."""
+        return str(self.tokenizer.decode(tokens))
 
     def to_device(self, batch: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
         """The batch where the model is."""
@@ -75,7 +83,7 @@ class RemoteEvaluator:
     def __init__(self, config: EvaluateConfig, corpus: Path) -> None:
         """Start the actor on the corpus directory `corpus`."""
         resources = {"num_cpus": config.num_cpus, "num_gpus": int(torch.cuda.is_available())}
-        self.actor = Evaluator.options(**resources).remote(config, str(corpus))
+        self.actor: Any = ray.remote(Evaluator).options(**resources).remote(config, str(corpus))
 
     def open(self, subject: Subject, model: Path) -> list[str]:
         """See `Evaluator.open`."""

@@ -73,6 +73,7 @@ def local_ray(tmp_path_factory: pytest.TempPathFactory) -> object:
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("RAY_AUTH_MODE", "disabled")
         patch.setenv("OMP_NUM_THREADS", "1")
+        patch.setenv("RAY_raylet_start_wait_time_s", "120")
         ray.init(address="local", num_cpus=2, object_store_memory=100 << 20, include_dashboard=False)
         patch.setenv("RAY_ADDRESS", ray.get_runtime_context().gcs_address)
         yield

@@ -28,7 +28,7 @@ def heldout_prompts(
     Returns:
         pairs of prompt [prompt_tokens] and true continuation [new_tokens]; fewer than `num` where documents are short.
     """
-    found = []
+    found: list[tuple[NDArray[np.int32], NDArray[np.int32]]] = []
     for input_ids, segment_ids in zip(batch["input_ids"], batch["segment_ids"], strict=True):
         segments, starts, lengths = np.unique(segment_ids, return_index=True, return_counts=True)
         long_enough = starts[(segments > 0) & (lengths >= prompt_tokens + new_tokens)]
