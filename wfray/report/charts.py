@@ -1,7 +1,8 @@
 """Charts as inline SVG, small enough to write by hand: lines over tokens, and dots on a logarithmic axis.
 
-Colours are CSS classes (`s0`, `s1`, ...: stroke and fill), so that the page's light and dark schemes apply; series differ in dash or
-marker too, so that colour is never the only sign. Coordinates are in pixels of the viewBox with one decimal.
+Colours are CSS classes (`s0`, `s1`, ...: stroke and fill), so that the page's light and dark schemes apply; dots differ in their
+marker too, and every curve has a chart or a stretch of its own, so that colour is never the only sign. Coordinates are in pixels
+of the viewBox with one decimal.
 """
 
 import math
@@ -18,8 +19,8 @@ MARKERS = ("circle", "diamond", "square", "triangle", "ring")
 
 
 def tag(name: str, content: str = "", **attributes: object) -> str:
-    """One SVG element; `_` in a name becomes `-`, `class_` is `class`, None leaves an attribute out."""
-    pairs = ((key.rstrip("_").replace("_", "-"), value) for key, value in attributes.items() if value is not None)
+    """One SVG element; `_` in a name becomes `-`, `class_` is `class`."""
+    pairs = ((key.rstrip("_").replace("_", "-"), value) for key, value in attributes.items())
     text = "".join(f' {key}="{escape(value if isinstance(value, str) else pixel(value))}"' for key, value in pairs)
     return f"<{name}{text}>{content}</{name}>"
 
@@ -96,7 +97,6 @@ class Line:
 
     points: Sequence[tuple[float, float]]
     colour: int = 0
-    dash: str | None = None
 
 
 @dataclass(frozen=True)
@@ -174,8 +174,8 @@ class LineChart:
         parts = []
         for number, band in enumerate(self.bands):
             start, end = x_axis.at(band.start), x_axis.at(band.end)
-            size = {"x": start, "y": y_axis.end, "width": end - start, "height": y_axis.start - y_axis.end}
-            parts.append(tag("rect", class_=f"band{number % 2}", **size))
+            height = y_axis.start - y_axis.end
+            parts.append(tag("rect", x=start, y=y_axis.end, width=end - start, height=height, class_=f"band{number % 2}"))
             parts.append(label(band.text, (start + end) / 2, y_axis.end + 16, "middle", "band-name"))
         return parts
 
@@ -245,7 +245,7 @@ def curve(line: Line, x_axis: Axis, y_axis: Axis) -> str:
     if len(points) == 1:
         return marker("circle", *points[0], line.colour)
     path = " ".join(f"{pixel(x)},{pixel(y)}" for x, y in points)
-    return tag("polyline", points=path, class_=f"curve s{line.colour}", stroke_dasharray=line.dash)
+    return tag("polyline", points=path, class_=f"curve s{line.colour}")
 
 
 def marker(shape: str, x: float, y: float, colour: int, radius: float = 5.0) -> str:
@@ -269,7 +269,8 @@ def marker(shape: str, x: float, y: float, colour: int, radius: float = 5.0) -> 
 
 def key(number: int) -> Markup:
     """The sign of series `number` for a legend or a table's head."""
-    return Markup(f'<svg class="key" viewBox="0 0 16 16" aria-hidden="true">{marker(MARKERS[number % len(MARKERS)], 8.0, 8.0, number)}</svg>')
+    sign = marker(MARKERS[number % len(MARKERS)], 8.0, 8.0, number)
+    return Markup(f'<svg class="key" viewBox="0 0 16 16" aria-hidden="true">{sign}</svg>')
 
 
 def drawing(description: str, width: int, height: float, parts: list[str]) -> Markup:

@@ -75,7 +75,8 @@ def parity_tile(facts: RunFacts) -> Tile | None:
     if stage is None:
         return None
     parity = stage.figures["model"]["parity"]
-    detail = f"as the training model, on {numbers.integer(parity['num_tokens'])} held-out tokens; mean KL {numbers.significant(parity['mean_kl'], 2)} nats"
+    tokens, kl = numbers.integer(parity["num_tokens"]), numbers.significant(parity["mean_kl"], 2)
+    detail = f"as the training model, on {tokens} held-out tokens; mean KL {kl} nats"
     return Tile("Same top token", numbers.percent(parity["top1_agreement"]).removesuffix("%"), "%", detail)
 
 
@@ -85,8 +86,9 @@ def cost_tile(facts: RunFacts) -> Tile | None:
         seconds = sum(stage.manifest.wall_seconds for stage in facts.stages)
         return Tile("Time", numbers.duration(seconds), "", f"in {len(facts.stages)} stages; the pipeline's own cost was not recorded")
     cost = facts.cost
+    budget = f"meant to stay below {cost['max_memory_gb']:g} GiB and {cost['max_minutes']:g} min"
     of_all = "" if cost["all_stages"] else "; a resumed run, not all stages"
-    detail = f"peak memory {numbers.memory(cost['peak_memory_bytes'])}, meant to stay below {cost['max_memory_gb']:g} GiB and {cost['max_minutes']:g} min{of_all}"
+    detail = f"peak memory {numbers.memory(cost['peak_memory_bytes'])}, {budget}{of_all}"
     return Tile("The whole run", numbers.duration(cost["wall_seconds"]), "", detail)
 
 

@@ -22,7 +22,16 @@ CONFIGS = Path(__file__).parents[3] / "configs"
 SUBJECTS = {"teacher": 2.47, "converted": 11.91, "aligned": 5.62, "pretrained": 4.91, "distilled": 4.37}
 SOURCES = {"encyclopedia": 0.12, "speeches": 0.31, "code": -0.44}
 ANSWER = "The capital of France is <b>Paris</b> & nothing else."
-SECONDS = {"pack": 21.4, "convert": 33.9, "align": 131.2, "pretrain": 118.6, "distill": 187.3, "export": 74.8, "evaluate": 58.1, "serve": 16.2}
+SECONDS = {
+    "pack": 21.4,
+    "convert": 33.9,
+    "align": 131.2,
+    "pretrain": 118.6,
+    "distill": 187.3,
+    "export": 74.8,
+    "evaluate": 58.1,
+    "serve": 16.2,
+}
 
 
 class RunWriter:
@@ -31,7 +40,9 @@ class RunWriter:
     def __init__(self, run: Path) -> None:
         self.run = run
 
-    def write(self, config_type: type[StageConfig], file: str, figures: dict[str, Any], rows: list[dict[str, Any]] | None = None, **outputs: str) -> None:
+    def write(
+        self, config_type: type[Any], file: str, figures: dict[str, Any], rows: list[dict[str, Any]] | None = None, **outputs: str
+    ) -> None:
         """One complete stage; `outputs` are names and contents of files that it made."""
         config = config_type.load(CONFIGS / file, [f"run={self.run}"])
         parents = config.parents if isinstance(config, StageConfig) else {}
@@ -49,7 +60,8 @@ class RunWriter:
         """Give a stage the wall time that it would have had."""
         manifest = Manifest.read(self.run / stage)
         assert manifest is not None
-        write_json(self.run / stage / "manifest.json", manifest.model_copy(update={"wall_seconds": SECONDS[stage]}).model_dump(mode="json"))
+        timed = manifest.model_copy(update={"wall_seconds": SECONDS[stage]})
+        write_json(self.run / stage / "manifest.json", timed.model_dump(mode="json"))
 
     def pack(self) -> None:
         def source(licence: str, weight: float, documents: int, tokens: int) -> dict[str, Any]:
@@ -76,10 +88,11 @@ class RunWriter:
             terms = {name: scale * (0.3 + 0.7 * decay) * random.uniform(0.95, 1.05) for name, scale in parts.items()}
             loss = ce + sum(terms.values())
             row = {"step": step, "num_steps": num_steps, "tokens": step * 2048, "loss": loss, "cross_entropy": ce, **terms}
-            row |= {"gradient_norm": 1.5 + decay * random.uniform(1, 3), "learning_rate": 1e-3 * min(1, step / 4) * (1 - 0.9 * step / num_steps), "lambda": 1.0}
-            row |= {"tokens_per_second": 731.4 + step % 3, "data_wait_fraction": 0.0012, "teacher_wait_fraction": 0.05, "progress": step / num_steps}
-            rows.append(row)
-        self.write(TrainConfig, f"{stage}/quickstart.yaml", {"tokens": 81920, "steps": 40, "first_loss": rows[0]["loss"]}, rows, weights=f"latent {stage}")
+            rate = 1e-3 * min(1, step / 4) * (1 - 0.9 * step / num_steps)
+            row |= {"gradient_norm": 1.5 + decay * random.uniform(1, 3), "learning_rate": rate, "lambda": 1.0}
+            row |= {"tokens_per_second": 731.4 + step % 3, "data_wait_fraction": 0.0012, "teacher_wait_fraction": 0.05}
+            rows.append({**row, "progress": step / num_steps})
+        self.write(TrainConfig, f"{stage}/quickstart.yaml", {"tokens": 81920, "steps": 40}, rows, weights=f"latent {stage}")
 
     def export(self) -> None:
         parity = {
@@ -105,7 +118,8 @@ class RunWriter:
             "speed": {"prefill": 713.2, "decode": 219.6},
         }
         original = {"num_bytes": 270_885_696, "speed": {"prefill": 402.8, "decode": 131.3}}
-        self.write(ExportConfig, "export/smollm2_135m.yaml", {"model": model, "original": original}, model__gguf="GGUF", original__gguf="GGUF16")
+        figures = {"model": model, "original": original}
+        self.write(ExportConfig, "export/smollm2_135m.yaml", figures, model__gguf="GGUF", original__gguf="GGUF16")
 
     def evaluate(self) -> None:
         subjects = [
@@ -113,14 +127,17 @@ class RunWriter:
                 name=subject.name,
                 kind=subject.kind,
                 reference=subject.reference,
-                sources={name: Score(num_tokens=4019, sum_nats=4019 * (SUBJECTS[subject.name] + shift)) for name, shift in SOURCES.items()},
+                sources={
+                    name: Score(num_tokens=4019, sum_nats=4019 * (SUBJECTS[subject.name] + shift))
+                    for name, shift in SOURCES.items()
+                },
             )
             for subject in EvaluateConfig.load(CONFIGS / "evaluate" / "quickstart.yaml").subjects
         ]
         continuation = Continuation(
             source="speeches",
-            prompt="Mr. Speaker, Mr. President, and distinguished Members of the House and Senate, honored guests, and fellow citizens: Less than",
-            truth=" 3 weeks ago, I joined you on the West Front of this very building and looked over the monuments to our proud past",
+            prompt="Mr. Speaker, Mr. President, and distinguished Members of the House and Senate: Less than",
+            truth=" 3 weeks ago, I joined you on the West Front of this very building and looked over the monuments",
             answers={"teacher": " a year ago, the American people", "distilled": " the people of the people of the country"},
         )
         scores = Scores(precision="bfloat16", subjects=subjects, continuations=[continuation])
