@@ -20,7 +20,7 @@ help: ## show this list
 $(VENV)/.installed: requirements.lock
 	$(PYTHON) -m venv $(VENV)
 	$(BIN)/python -m pip install --quiet uv
-	$(BIN)/uv pip install --python $(BIN)/python -r requirements.lock
+	$(BIN)/uv pip install --compile-bytecode --python $(BIN)/python -r requirements.lock
 	touch $@
 
 install: $(VENV)/.installed ## create .venv and install the pinned environment

@@ -25,7 +25,7 @@ from requests.exceptions import ConnectionError as ConnectionFailed
 from wfray.config.pipeline import LocalClusterConfig
 
 START_TIMEOUT_SECONDS = 90
-STOP_TIMEOUT_SECONDS = 30
+STOP_TIMEOUT_SECONDS = 8
 LINUX_PR_SET_PDEATHSIG = 1
 
 

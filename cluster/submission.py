@@ -1,5 +1,6 @@
 """Submitting a stage to a Ray cluster as a job, and following it to its end."""
 
+import logging
 import shlex
 import time
 import uuid
@@ -9,7 +10,7 @@ from typing import Protocol
 from ray.job_submission import JobStatus, JobSubmissionClient
 
 POLL_SECONDS = 0.3
-EXCLUDES = [".git", ".venv", "runs", "tests", "benchmarks"]
+EXCLUDES = ["/.git/", "/.venv/", "/runs/", "/tests/", "/benchmarks/", ".*_cache/"]
 """Not needed by jobs: what Ray sends to the cluster is the code alone."""
 
 
@@ -36,6 +37,7 @@ def run_stage(name: str, command: list[str], dashboard: str, root: Path, view: V
     Raises:
         ValueError: the job failed; the message holds the end of its log.
     """
+    logging.getLogger("ray").setLevel(logging.WARNING)
     client = JobSubmissionClient(dashboard)
     view.start(name)
     started = time.monotonic()

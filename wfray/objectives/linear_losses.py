@@ -132,20 +132,29 @@ class _LinearLosses(torch.autograd.Function):
 def cross_entropy_chunk(logits_TV: Tensor, targets_T: Tensor) -> tuple[Tensor, Tensor]:
     """Sum of the cross-entropies and their gradient, which takes the place of `logits_TV`."""
     rows = torch.arange(len(targets_T), device=targets_T.device)
-    picked_T = logits_TV[rows, targets_T]
-    normalizer_T = logits_TV.logsumexp(dim=-1)
-    slope = logits_TV.sub_(normalizer_T[:, None]).exp_()
+    largest_T1 = logits_TV.amax(dim=-1, keepdim=True)
+    shifted = logits_TV.sub_(largest_T1)
+    picked_T = shifted[rows, targets_T]
+    slope = shifted.exp_()
+    total_T1 = slope.sum(dim=-1, keepdim=True)
+    slope.mul_(total_T1.reciprocal())
     slope[rows, targets_T] -= 1.0
-    return (normalizer_T - picked_T).double().sum(), slope
+    return (total_T1.squeeze(-1).log() - picked_T).double().sum(), slope
 
 
 def kl_chunk(logits_TV: Tensor, teacher: TeacherHead, part: slice, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
     """Sum of KL(teacher || student) and its gradient, a new tensor."""
     temperature = teacher.temperature
     teacher_TV = (teacher.hidden_TC[part].to(dtype) @ teacher.weight_VC.to(dtype).t()).float()
-    log_p = teacher_TV.div_(temperature).log_softmax(dim=-1)
-    log_q = logits_TV.div(temperature).log_softmax(dim=-1)
+    log_p = log_softmax_(teacher_TV.div_(temperature))
+    log_q = log_softmax_(logits_TV.div(temperature))
     p = log_p.exp()
-    kl = (p * (log_p - log_q)).double().sum()
+    kl = log_p.sub_(log_q).mul_(p).sum(dim=-1).double().sum()
     slope = log_q.exp_().sub_(p).mul_(temperature if teacher.tau_squared else 1.0 / temperature)
     return kl * (temperature**2 if teacher.tau_squared else 1.0), slope
+
+
+def log_softmax_(logits_TV: Tensor) -> Tensor:
+    """The log-probabilities, in place of the logits."""
+    logits_TV.sub_(logits_TV.amax(dim=-1, keepdim=True))
+    return logits_TV.sub_(logits_TV.exp().sum(dim=-1, keepdim=True).log())
