@@ -67,9 +67,9 @@ class CheckpointStore:
             progress = Progress.model_validate_json((path / "progress.json").read_text(encoding="utf-8"))
             dcp.load(training_tensors(model, optimizer), checkpoint_id=path / "tensors")
         except (dcp.CheckpointException, OSError, EOFError, RuntimeError, ValueError) as error:
+            reason = str(error).strip().splitlines()[-1]
             raise ValueError(
-                f"checkpoint {str(path)!r} cannot be read ({type(error).__name__}: {str(error).strip()[:300]}): it is truncated or of another "
-                "model; delete it to start this stage again from its parent"
+                f"checkpoint {str(path)!r} is truncated or of another model ({reason:.200}); delete it to start this stage again from its parent"
             ) from error
         return progress
 
