@@ -18,7 +18,6 @@ from wfray.export.speed import measure_speed
 from wfray.export.tokenizer import check_tokenizer
 
 
-@ray.remote
 class ExportWorker:
     """Does the work in a process of its own, so that its memory is given back. Paths are on storage that all nodes share."""
 
@@ -39,7 +38,7 @@ class ExportWorker:
         bounds = self.config.parity
         sequences = heldout_sequences(Path(corpus), bounds.sequences, bounds.max_tokens)
         tokenizer = AutoTokenizer.from_pretrained(student)
-        num_tokens = check_tokenizer(Path(file), Path(student), [tokenizer.decode(sequence) for sequence in sequences])
+        num_tokens = check_tokenizer(Path(file), Path(student), [str(tokenizer.decode(sequence)) for sequence in sequences])
         parity = measure_parity(Path(student), Path(file), sequences, self.config.threads)
         parity.check(bounds, Path(file).name)
         return {**asdict(parity), "num_tokens_tokenized": num_tokens}
@@ -53,7 +52,7 @@ class Exporter:
     """The worker from the job's side: calls that wait, and errors of the user as the `ValueError` that they were."""
 
     def __init__(self, config: ExportConfig) -> None:
-        self.worker = ExportWorker.options(num_cpus=config.num_cpus).remote(config)
+        self.worker: Any = ray.remote(num_cpus=config.num_cpus)(ExportWorker).remote(config)
 
     def write_student(self, student: Path, target: Path) -> dict[str, Any]:
         """See `ExportWorker.write_student`."""

@@ -18,7 +18,6 @@ from wfray.serving.llama_cpp_engine import LlamaCppEngine
 from wfray.serving.queue import EngineQueue
 
 
-@serve.deployment
 @serve.ingress()
 class Server:
     """One replica."""
@@ -52,13 +51,15 @@ def deploy(config: ServeConfig, files: dict[str, Path]) -> str:
         # Once here, so that a file that cannot be served fails the job with its own message, not a replica again and again.
         LlamaCppEngine(files[model.name], model.context, model.threads).close()
     start_serve()
-    models = {model.name: {"file": str(files[model.name]), **model.model_dump(include={"context", "threads"})} for model in config.models}
-    application = Server.options(
+    models = {
+        model.name: {"file": str(files[model.name]), "context": model.context, "threads": model.threads} for model in config.models
+    }
+    deployment = serve.deployment(
         num_replicas=config.num_replicas,
         ray_actor_options={"num_cpus": config.num_cpus},
         max_ongoing_requests=config.max_ongoing_requests,
-    ).bind(models)
-    target = serve.RunTarget(application, name=config.application, route_prefix=f"/{config.application}")
+    )(Server)
+    target = serve.RunTarget(deployment.bind(models), name=config.application, route_prefix=f"/{config.application}")
     serve.run_many([target], wait_for_applications_running=False)
     wait_until_running(config)
     return base_url(config)
@@ -85,6 +86,6 @@ def wait_until_running(config: ServeConfig) -> None:
     deadline = time.monotonic() + config.start_timeout_seconds
     while (status := status_of(config)) != ApplicationStatus.RUNNING:
         if status == ApplicationStatus.DEPLOY_FAILED or time.monotonic() > deadline:
-            message = serve.status().applications[config.application].message
-            raise ValueError(f"application {config.application!r} is {status.value.lower()}, not running: {message or 'see its log in the dashboard'}")
+            message = serve.status().applications[config.application].message or "see its log in the dashboard"
+            raise ValueError(f"application {config.application!r} is {status.value.lower()}, not running: {message}")
         time.sleep(0.2)

@@ -58,13 +58,14 @@ def summary(config: ExportConfig, figures: dict[str, Any]) -> str:
     """What a person wants to know, in a few lines."""
     model, parity = figures["model"], figures["model"]["parity"]
     lines = [
-        f"{config.stage}: {model['num_bytes'] / 1e6:.1f} MB, linear layers {model['bytes_per_linear_weight'] * 8:.2f} bits a weight ({model['linear_type']})",
-        f"parity over {parity['num_tokens']} tokens: top-1 {parity['top1_agreement']:.4f}, mean KL {parity['mean_kl']:.1e}, perplexity "
-        f"{parity['perplexity_file']:.2f} in the file, {parity['perplexity_training']:.2f} in training",
+        f"{config.stage}: linear layers as {model['linear_type']}, {model['bytes_per_linear_weight'] * 8:.2f} bits a weight",
+        f"parity over {parity['num_tokens']} tokens: top-1 {parity['top1_agreement']:.4f}, mean KL {parity['mean_kl']:.1e} "
+        f"(rounded activations alone {parity['rounding_kl']:.1e}), perplexity {parity['perplexity_file']:.2f} in the file, "
+        f"{parity['perplexity_training']:.2f} in training",
     ]
     for name, file in figures.items():
-        speed = file["speed"]
-        lines.append(f"{name}: {file['num_bytes'] / 1e6:.1f} MB, prefill {speed['prefill']:.0f} and decoding {speed['decode']:.0f} tokens/s")
+        size, speed = file["num_bytes"] / 1e6, file["speed"]
+        lines.append(f"{name}: {size:.1f} MB, prefill {speed['prefill']:.0f} and decoding {speed['decode']:.0f} tokens/s")
     return "\n".join(lines)
 
 

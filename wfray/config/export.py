@@ -21,7 +21,7 @@ class Parity(Config):
     """Taken from all sources in turn."""
     max_tokens: PositiveInt = 128
     """Longer sequences are cut here."""
-    min_top1: float = Field(0.99, ge=0, le=1)
+    min_top1: float = Field(default=0.99, ge=0, le=1)
     """Share of positions where both models rank the same token first that is always enough."""
     max_mean_kl: NonNegativeFloat = 1e-3
     """Mean KL(training || file) that is always small enough, nats a token."""

@@ -2,10 +2,10 @@
 
 | type  | block | bytes | bits a weight | contents of a block |
 |-------|-------|-------|---------------|---------------------|
-| Q4_0  | 32    | 18    | 4.5           | d, then 16 bytes: weight i in the low nibble of byte i, weight i+16 in the high one; value (q - 8) d |
-| TQ2_0 | 256   | 66    | 2.0625        | two groups of 32 bytes: weight 32k + i of a group of 128 at bits 2k of byte i; value (q - 1) d; then d |
-| TQ1_0 | 256   | 54    | 1.6875        | five base-3 digits a byte (160 weights in 32 bytes, 80 in 16), four a byte (16 in 4); then d |
-| F16   | 1     | 2     | 16            | code * d |
+| Q4_0  | 32    | 18    | 4.5           | d, then 16 bytes: weight i in the low nibble of byte i, i + 16 in the high one; (q - 8) d |
+| TQ2_0 | 256   | 66    | 2.0625        | 2 x 32 bytes: weight 32k + i of a group of 128 at bits 2k of byte i; (q - 1) d; then d    |
+| TQ1_0 | 256   | 54    | 1.6875        | base-3 digits: 160 in 32 bytes, 80 in 16 (five a byte), 16 in 4 (four a byte); then d     |
+| F16   | 1     | 2     | 16            | code * d                                                                                  |
 
 Source: block_q4_0, block_tq2_0 and block_tq1_0 in ggml-common.h. llama.cpp's own quantizers take latent weights and would
 derive other codes from them; these packers take codes, so nothing is decided a second time.
@@ -60,13 +60,13 @@ def rounded_scale(scale: float) -> np.float16:
 def nibbles(codes_NK: NDArray[np.int8]) -> NDArray[np.uint8]:
     """Q4_0's 16 bytes of each block of 32."""
     q = (codes_NK + 8).astype(np.uint8)
-    return q[:, :16] | (q[:, 16:] << 4)
+    return (q[:, :16] | (q[:, 16:] << 4)).astype(np.uint8)
 
 
 def bit_pairs(codes_NK: NDArray[np.int8]) -> NDArray[np.uint8]:
     """TQ2_0's 64 bytes of each block of 256."""
     q = (codes_NK + 1).astype(np.uint8).reshape(-1, 2, 4, 32)
-    return (q[:, :, 0] | q[:, :, 1] << 2 | q[:, :, 2] << 4 | q[:, :, 3] << 6).reshape(-1, 64)
+    return (q[:, :, 0] | q[:, :, 1] << 2 | q[:, :, 2] << 4 | q[:, :, 3] << 6).reshape(-1, 64).astype(np.uint8)
 
 
 def base_three(codes_NK: NDArray[np.int8]) -> NDArray[np.uint8]:

@@ -65,8 +65,7 @@ def write_bitnet(student: Path, target: Path, linear_type: LinearType, embedding
         ValueError: the student's family, SubLN placement or lambda cannot be expressed, or a scale does not fit float16.
     """
     shape, config = read_shape(student, "GGUF export (bitnet)")
-    described = getattr(config, "wrinklefree", None)
-    check_student(described, student)
+    described = finished_student(getattr(config, "wrinklefree", None), student)
     widened = widen(shape, block_size(linear_type))
     writer = GGUFWriter(None, "bitnet")
     writer.add_file_type(FILE_TYPES[linear_type])
@@ -86,20 +85,21 @@ def write_bitnet(student: Path, target: Path, linear_type: LinearType, embedding
     )
 
 
-def check_student(described: dict | None, student: Path) -> None:
-    """Refuse what is no finished student with SubLN where `bitnet` has it."""
+def finished_student(described: dict | None, student: Path) -> dict:
+    """The description in config.json; what is no finished student with SubLN where `bitnet` has it is refused."""
     if described is None:
         raise ValueError(f"{str(student)!r} is not a student (config.json has no `wrinklefree`); convert it with jobs.convert")
     placement = described["subln"]["placement"]
     if placement != "output":
         raise ValueError(
-            f"GGUF export (bitnet): {str(student)!r} has SubLN placement {placement!r}, but llama.cpp's bitnet norms the inputs of o_proj and "
-            "down_proj and no others; convert with subln.placement=output"
+            f"GGUF export (bitnet): {str(student)!r} has SubLN placement {placement!r}, but llama.cpp's bitnet norms the inputs of "
+            "o_proj and down_proj and no others; convert with subln.placement=output"
         )
     if described["quantization_lambda"] != 1.0:
         raise ValueError(
             f"{str(student)!r} stopped at lambda {described['quantization_lambda']}, so it is not ternary yet; train on until lambda is 1"
         )
+    return described
 
 
 def widen(shape: LlamaShape, multiple: int) -> LlamaShape:

@@ -27,7 +27,7 @@ def heldout_sequences(corpus: Path, num: int, max_tokens: int) -> list[list[int]
     in_turn = (document for turn in itertools.zip_longest(*documents) for document in turn if document is not None)
     sequences = list(itertools.islice(in_turn, num))
     if not sequences:
-        raise ValueError(f"{str(corpus)!r} holds no held-out document of {MIN_TOKENS} tokens or more; pack a held-out split for its sources")
+        raise ValueError(f"{str(corpus)!r} holds no held-out document of {MIN_TOKENS} tokens or more; pack a larger held-out split")
     return sequences
 
 

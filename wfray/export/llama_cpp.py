@@ -2,8 +2,10 @@
 
 from pathlib import Path
 
+import llama_cpp
 import numpy as np
 from llama_cpp import Llama
+from llama_cpp._internals import LlamaModel
 from numpy.typing import NDArray
 
 MAX_BATCH = 512
@@ -37,9 +39,17 @@ def open_model(path: Path, context: int, threads: int, all_logits: bool = False)
         raise ValueError(f"llama.cpp cannot load {str(path)!r} ({error}): truncated, corrupt, or of an unknown architecture") from None
 
 
-def open_vocabulary(path: Path) -> Llama:
-    """Load only the tokenizer of a GGUF file."""
-    return Llama(str(path), vocab_only=True, n_ctx=8, verbose=False)
+class Vocabulary:
+    """The tokenizer of a GGUF file, without its weights."""
+
+    def __init__(self, path: Path) -> None:
+        params = llama_cpp.llama_model_default_params()
+        params.vocab_only = True
+        self.model = LlamaModel(path_model=str(path), params=params, verbose=False)
+
+    def tokenize(self, text: str) -> list[int]:
+        """Token ids of `text`, special tokens recognised, none added."""
+        return self.model.tokenize(text.encode(), add_bos=False, special=True)
 
 
 def logits_of(model: Llama, input_ids: list[int]) -> NDArray[np.float32]:

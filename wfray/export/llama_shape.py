@@ -36,8 +36,8 @@ def read_shape(directory: Path, purpose: str) -> tuple[LlamaShape, PretrainedCon
     config = AutoConfig.from_pretrained(directory)
     if config.model_type != "llama":
         raise ValueError(
-            f"{purpose}: llama.cpp's architecture cannot express the family {config.model_type!r} of {str(directory)!r} (it has no place for "
-            "QK-norms, biases or other widths of q); export a Llama-shaped student (model_type 'llama'), or serve this one with transformers"
+            f"{purpose}: llama.cpp's architecture cannot express the family {config.model_type!r} of {str(directory)!r} (it has no "
+            "place for QK-norms, biases or other widths of q); export a Llama-shaped student (model_type 'llama')"
         )
     rope = config.rope_parameters
     for holds, what in [
@@ -48,7 +48,7 @@ def read_shape(directory: Path, purpose: str) -> tuple[LlamaShape, PretrainedCon
         (rope.get("rope_type", "default") == "default", f"RoPE of type {rope.get('rope_type')!r}"),
     ]:
         if not holds:
-            raise ValueError(f"{purpose}: {str(directory)!r} has {what}, which this file cannot express; serve it with transformers instead")
+            raise ValueError(f"{purpose}: {str(directory)!r} has {what}, which this file cannot express; export a model without it")
     return shape_of(config), config
 
 

@@ -61,10 +61,10 @@ class MeasuredParity:
         least, largest = self.least_top1(bounds), self.largest_kl(bounds)
         if not (self.top1_agreement >= least and self.mean_kl <= largest):
             raise ValueError(
-                f"{name} does not compute what was trained: top-1 agreement {self.top1_agreement:.4f} (at least {least:.4f} wanted), mean KL "
-                f"{self.mean_kl:.2e} nats (at most {largest:.2e} wanted), perplexity {self.perplexity_file:.2f} against "
-                f"{self.perplexity_training:.2f} in training. The file was not kept. Export with linear_type=F16: if that passes, llama.cpp's "
-                "rounding of activations is too coarse for this student; if not, the export has a mistake"
+                f"{name} does not compute what was trained: top-1 agreement {self.top1_agreement:.4f} (at least {least:.4f} wanted), "
+                f"mean KL {self.mean_kl:.2e} nats (at most {largest:.2e} wanted), perplexity {self.perplexity_file:.2f} against "
+                f"{self.perplexity_training:.2f} in training. The file was not kept. Export with linear_type=F16: if that passes, "
+                "llama.cpp's rounding of activations is too coarse for this student; if not, the export has a mistake"
             )
 
 
@@ -97,7 +97,7 @@ def without_rounding(model: PreTrainedModel) -> PreTrainedModel:
                 codes, scale = child.ternary_weight()
                 linear = nn.Linear(child.weight.shape[1], child.weight.shape[0], bias=child.bias is not None, device="meta")
                 linear.weight = nn.Parameter(codes * scale)
-                linear.bias = child.bias
+                linear.register_parameter("bias", child.bias)
                 setattr(parent, name, nn.Sequential(child.norm or nn.Identity(), linear))
     return model
 

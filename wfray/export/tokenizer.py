@@ -6,13 +6,14 @@ that transformers rebuilds from a GGUF file does not ("gpt-2").
 """
 
 import json
+import os
 from pathlib import Path
 from typing import Any
 
 from gguf import GGUFWriter, TokenType
-from transformers import AutoTokenizer, PreTrainedTokenizerFast
+from transformers import AutoTokenizer, PreTrainedTokenizerBase
 
-from wfray.export.llama_cpp import open_vocabulary
+from wfray.export.llama_cpp import Vocabulary
 
 QWEN2_PATTERN = (
     r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+"
@@ -49,7 +50,7 @@ def add_tokenizer(writer: GGUFWriter, directory: Path, vocab_size: int) -> None:
         writer.add_chat_template(tokenizer.chat_template)
 
 
-def adds_bos(tokenizer: PreTrainedTokenizerFast) -> bool:
+def adds_bos(tokenizer: PreTrainedTokenizerBase) -> bool:
     """Whether the tokenizer puts its beginning-of-text token before every text."""
     return tokenizer.bos_token_id is not None and tokenizer("a")["input_ids"][0] == tokenizer.bos_token_id
 
@@ -116,17 +117,17 @@ def check_tokenizer(gguf: Path, directory: Path, texts: list[str]) -> int:
     Raises:
         ValueError: they differ; the message shows the first place.
     """
-    tokenizer, vocabulary = AutoTokenizer.from_pretrained(directory), open_vocabulary(gguf)
+    tokenizer, vocabulary = AutoTokenizer.from_pretrained(directory), Vocabulary(gguf)
     num_tokens = 0
     for text in texts:
         expected = tokenizer(text, add_special_tokens=False)["input_ids"]
-        found = vocabulary.tokenize(text.encode(), add_bos=False, special=True)
+        found = vocabulary.tokenize(text)
         if found != expected:
-            place = next((i for i, (a, b) in enumerate(zip(found, expected, strict=False)) if a != b), min(len(found), len(expected)))
+            place = len(os.path.commonprefix([found, expected]))
+            before = tokenizer.decode(expected[:place])[-40:]
             raise ValueError(
-                f"llama.cpp tokenizes the text otherwise than the student's tokenizer: after {tokenizer.decode(expected[:place])[-40:]!r} "
-                f"it reads ids {found[place : place + 4]}, not {expected[place : place + 4]}; the export would not see what was trained"
+                f"llama.cpp tokenizes the text otherwise than the student's tokenizer: after {before!r} it reads ids "
+                f"{found[place : place + 4]}, not {expected[place : place + 4]}; the export would not see what was trained"
             )
         num_tokens += len(expected)
-    vocabulary.close()
     return num_tokens

@@ -6,6 +6,7 @@ What it cannot do: several requests in one batch (they wait in order), log-proba
 import secrets
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any, cast
 
 import llama_cpp
 from llama_cpp.llama_chat_format import Jinja2ChatFormatter
@@ -49,7 +50,7 @@ class LlamaCppEngine:
         """
         if self.formatter is None:
             raise ValueError("this model has no chat template: use /v1/completions")
-        prompt = self.formatter(messages=messages).prompt
+        prompt = self.formatter(messages=cast(Any, messages)).prompt
         return self.model.tokenize(prompt.encode(), add_bos=False, special=True)
 
     def generate(self, prompt: list[int], sampling: Sampling) -> Iterator[Piece]:

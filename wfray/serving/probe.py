@@ -34,7 +34,7 @@ def ask(base_url: str, model: str, prompt: str, probes: Probes) -> Sample:
     Raises:
         ValueError: the server refuses the request.
     """
-    body = {
+    body: dict[str, Any] = {
         "model": model,
         "messages": [{"role": "user", "content": prompt}],
         "max_tokens": probes.max_tokens,

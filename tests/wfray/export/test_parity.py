@@ -55,9 +55,8 @@ def test_a_widened_hidden_axis_leaves_the_function_as_it_was(build, tmp_path, se
     monkeypatch.setattr(gguf_bitnet, "block_size", lambda linear_type: 256)
     widened = write_bitnet(student, tmp_path / "widened.gguf", "F16", "F16")
     assert (widened.hidden, widened.hidden_stored) == (96, 768)
-    plain_TV, widened_TV = (
-        logits_of(open_model(tmp_path / name, context=128, threads=1, all_logits=True), sequences[0]) for name in ("plain.gguf", "widened.gguf")
-    )
+    engines = (open_model(tmp_path / f"{name}.gguf", context=128, threads=1, all_logits=True) for name in ("plain", "widened"))
+    plain_TV, widened_TV = (logits_of(engine, sequences[0]) for engine in engines)
     assert np.abs(plain_TV - widened_TV).max() < 5e-3 * np.abs(plain_TV).max()
 
 
