@@ -37,8 +37,9 @@ def run_stage(name: str, command: list[str], dashboard: str, root: Path, view: V
     Raises:
         ValueError: the job failed; the message holds the end of its log.
     """
-    logging.getLogger("ray").setLevel(logging.WARNING)
     client = JobSubmissionClient(dashboard)
+    for package in ("ray.dashboard", "ray._private"):
+        logging.getLogger(package).setLevel(logging.ERROR)
     view.start(name)
     started = time.monotonic()
     job = client.submit_job(

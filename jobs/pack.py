@@ -16,7 +16,7 @@ from wfray.runs import Stage
 
 
 def main(config: PackConfig) -> None:
-    stage = Stage(config.run, config.stage, config, parents=config.input_paths)
+    stage = Stage.of(config)
     if stage.done:
         print(f"{config.stage}: already done")
         return

@@ -5,7 +5,7 @@ from typing import Annotated, Literal, Self
 
 from pydantic import Field, NonNegativeFloat, PositiveInt, model_validator
 
-from wfray.config.base import Config, RunPath
+from wfray.config.base import Config, StageConfig
 from wfray.config.model import ModelSource
 
 
@@ -94,13 +94,10 @@ class TextFiles(TextSource):
 Source = Annotated[PackageFiles | StandardLibrary | PackageDocstrings | PackageJson | JsonLines | TextFiles, Field(discriminator="kind")]
 
 
-class PackConfig(Config):
+class PackConfig(StageConfig):
     """`jobs.pack`: text sources -> packed token shards."""
 
-    run: RunPath
-    """The run directory."""
     stage: str = "pack"
-    """This stage's directory in the run."""
     tokenizer: ModelSource
     """The model whose tokenizer is used; its weights are not read."""
     sequence_length: int = Field(ge=8, le=65_534)
@@ -129,6 +126,6 @@ class PackConfig(Config):
         return self
 
     @property
-    def input_paths(self) -> dict[str, str]:
+    def parents(self) -> dict[str, str]:
         """The files and folders of the sources outside installed packages, by source name: inputs whose change is noticed."""
         return {source.name: source.path for source in self.sources if isinstance(source, JsonLines | TextFiles)}

@@ -20,8 +20,10 @@ def quantize_activations(x: Tensor) -> tuple[Tensor, Tensor]:
         codes: int8 [..., C].
         scale: float32 [..., 1], so that the quantized activations are `codes * scale`.
     """
-    largest = x.detach().abs().amax(dim=-1, keepdim=True).float()
-    codes = (x.detach() * (LEVELS / (largest + ACTIVATION_EPS))).round_().clamp_(-LEVELS - 1, LEVELS).to(torch.int8)
+    lowest, highest = torch.aminmax(x.detach(), dim=-1, keepdim=True)
+    largest = torch.maximum(-lowest, highest).float()
+    # |x| <= g, so 127/(g + eps) * x lies within -127 and 127, and the formula's clip never does anything.
+    codes = (x.detach() * (LEVELS / (largest + ACTIVATION_EPS))).round_().to(torch.int8)
     return codes, largest / LEVELS
 
 

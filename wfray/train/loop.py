@@ -64,7 +64,7 @@ class Trainer:
         set_lambda(self.model, lambda_at(self.config.quantization, step * train.batch_tokens))
         factor = learning_rate_factor(train.schedule, step, self.config.num_steps)
         set_learning_rate(self.optimizer, train.optimizer.learning_rate * factor)
-        hold_codes(self.model)
+        hold_codes(self.model, DTYPES[train.precision])
         self.sums = {}
 
     def _accumulate(self, micro: MicroBatch) -> None:

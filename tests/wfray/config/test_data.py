@@ -35,7 +35,7 @@ def test_the_digest_ignores_the_run_directory(tree: dict[str, Any]) -> None:
     assert PackConfig.parse({**tree, "run": "elsewhere"}, "test").digest() == config.digest()
     assert PackConfig.parse({**tree, "seed": 1}, "test").digest() != config.digest()
     assert PackConfig.parse(yaml.safe_load(config.to_yaml()), "test") == config
-    assert config.input_paths == {"one": "/texts", "two": "/texts"}
+    assert config.parents == {"one": "/texts", "two": "/texts"}
 
 
 @pytest.mark.parametrize(
