@@ -51,9 +51,7 @@ def deploy(config: ServeConfig, files: dict[str, Path]) -> str:
         # Once here, so that a file that cannot be served fails the job with its own message, not a replica again and again.
         LlamaCppEngine(files[model.name], model.context, model.threads).close()
     start_serve()
-    models = {
-        model.name: {"file": str(files[model.name]), "context": model.context, "threads": model.threads} for model in config.models
-    }
+    models = {model.name: {"file": str(files[model.name]), "context": model.context, "threads": model.threads} for model in config.models}
     deployment = serve.deployment(
         num_replicas=config.num_replicas,
         ray_actor_options={"num_cpus": config.num_cpus},

@@ -7,11 +7,12 @@ stream's cursor in the checkpoint does.
 
 import os
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import torch
 from ray.train import FailureConfig, RunConfig, ScalingConfig
 from ray.train.torch import TorchConfig, TorchTrainer
+from transformers import PreTrainedModel
 
 from actors.teacher import TeacherClient
 from wfray.config.train import AttentionRelations, TrainConfig
@@ -20,9 +21,11 @@ from wfray.data.stream import MixedStream
 from wfray.data.tokenizer import load_directory_tokenizer, tokenizer_sha256
 from wfray.objectives import StageLoss
 from wfray.objectives.relations import check_split
+from wfray.quant.determinism import use_deterministic_algorithms
 from wfray.runs.files import remove, write_aside
 from wfray.runs.metrics import MetricsLog
 from wfray.student import load_student, save_student
+from wfray.student.original import architecture_of
 from wfray.teacher import Fingerprint, SignalRequest
 from wfray.train import CheckpointStore, Collective, Feed, StepPlan, Trainer
 from wfray.train.loop import DTYPES
@@ -45,7 +48,7 @@ def train_student(config: TrainConfig, directory: Path, student: Path, corpus: P
     """
     task = {"config": config.model_dump(mode="json"), "directory": str(directory), "student": str(student), "corpus": str(corpus)}
     trainer = TorchTrainer(
-        train_worker,
+        cast(Any, train_worker),
         train_loop_config=task,
         torch_config=TorchConfig(backend="nccl" if torch.cuda.is_available() else "gloo"),
         scaling_config=ScalingConfig(num_workers=config.train.num_workers, use_gpu=torch.cuda.is_available()),
@@ -55,7 +58,7 @@ def train_student(config: TrainConfig, directory: Path, student: Path, corpus: P
             failure_config=FailureConfig(max_failures=config.train.max_failures),
         ),
     )
-    mistake = trainer.fit().return_value
+    mistake = trainer.fit().return_value  # type: ignore[attr-defined]
     remove(directory / "ray")
     if mistake:
         raise ValueError(mistake)
@@ -79,7 +82,7 @@ def run_worker(config: TrainConfig, directory: Path, student: Path, corpus: Path
     packed.require_tokenizer(tokenizer_sha256(load_directory_tokenizer(student)))
     if config.train.gradient_checkpointing:
         model.gradient_checkpointing_enable({"use_reentrant": False})
-    model.to("cuda" if torch.cuda.is_available() else "cpu")
+    torch.nn.Module.to(model, "cuda" if torch.cuda.is_available() else "cpu")
     teacher = connect_teacher(config, packed, model)
     loss = StageLoss(config.objectives, teacher.head() if teacher else None, DTYPES[config.train.precision])
     optimizer = make_optimizer(model, config.train.optimizer)
@@ -102,7 +105,7 @@ def set_determinism(config: TrainConfig) -> None:
     """Equal seeds, thread counts and algorithms give equal losses."""
     if config.train.threads is not None:
         torch.set_num_threads(config.train.threads)
-    torch.use_deterministic_algorithms(True)
+    use_deterministic_algorithms()
     torch.manual_seed(config.train.seed)
 
 
@@ -113,12 +116,14 @@ def step_plan(config: TrainConfig, sequence_length: int, first_step: int) -> Ste
         ValueError: the batch is not a whole number of rows.
     """
     if config.train.batch_tokens % sequence_length:
-        raise ValueError(f"train.batch_tokens {config.train.batch_tokens} is not a multiple of the corpus's sequence length {sequence_length}")
+        raise ValueError(
+            f"train.batch_tokens {config.train.batch_tokens} is not a multiple of the corpus's sequence length {sequence_length}"
+        )
     in_flight = config.teacher.in_flight if config.teacher else 1
     return StepPlan(config.train.batch_tokens // sequence_length, config.train.micro_rows, config.num_steps, first_step, in_flight)
 
 
-def connect_teacher(config: TrainConfig, corpus: PackedCorpus, model: torch.nn.Module) -> TeacherClient | None:
+def connect_teacher(config: TrainConfig, corpus: PackedCorpus, model: PreTrainedModel) -> TeacherClient | None:
     """The teacher's client, after every check that can be made before the first step."""
     if config.teacher is None:
         return None
@@ -126,10 +131,10 @@ def connect_teacher(config: TrainConfig, corpus: PackedCorpus, model: torch.nn.M
     wires = [WIRES[objective.kind] for objective in config.objectives if objective.kind in WIRES]
     request = SignalRequest.model_validate({"wires": wires, "qkv_layer": relations.layer if relations else None})
     client = TeacherClient(config.teacher, request)
-    check_teacher(client.fingerprint(), config, corpus, model.config)  # type: ignore[arg-type]
+    check_teacher(client.fingerprint(), config, corpus, model.config)
     if relations:
-        heads, kv_heads, width = model.config.num_attention_heads, model.config.num_key_value_heads, model.config.head_dim  # type: ignore[union-attr]
-        check_split([heads * width, kv_heads * width], relations.split_heads)  # type: ignore[operator]
+        shape = architecture_of(model.config)
+        check_split([shape.num_heads * shape.head_dim, shape.num_kv_heads * shape.head_dim], relations.split_heads)
     return client
 
 
@@ -137,9 +142,17 @@ def check_teacher(teacher: Fingerprint, config: TrainConfig, corpus: PackedCorpu
     """Raise `ValueError` when the teacher cannot teach this student on this corpus."""
     corpus.require_tokenizer(teacher.tokenizer_sha256)
     if teacher.vocab_size != student.vocab_size:
-        raise ValueError(f"the teacher's vocabulary has {teacher.vocab_size} entries, the student's {student.vocab_size}: choose a teacher of the same tokenizer")
+        raise ValueError(
+            f"the teacher's vocabulary has {teacher.vocab_size} entries, the student's {student.vocab_size}: "
+            "choose a teacher of the same tokenizer"
+        )
     if corpus.index.sequence_length > teacher.max_length:
-        raise ValueError(f"rows of {corpus.index.sequence_length} tokens exceed the teacher's context of {teacher.max_length}: pack shorter rows")
+        raise ValueError(
+            f"rows of {corpus.index.sequence_length} tokens exceed the teacher's context of {teacher.max_length}: pack shorter rows"
+        )
     for objective in config.objectives:
         if isinstance(objective, AttentionRelations) and objective.layer >= min(teacher.num_layers, student.num_hidden_layers):
-            raise ValueError(f"attention_relations.layer {objective.layer} does not exist: the models have {teacher.num_layers} and {student.num_hidden_layers} layers")
+            raise ValueError(
+                f"attention_relations.layer {objective.layer} does not exist: "
+                f"the models have {teacher.num_layers} and {student.num_hidden_layers} layers"
+            )

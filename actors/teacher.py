@@ -7,7 +7,7 @@ on one call at a time in a thread, so that its event loop stays free for health 
 
 import asyncio
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 import torch
@@ -18,6 +18,7 @@ from ray.serve.handle import DeploymentHandle, DeploymentResponse
 from actors.applications import find_application, start_serve
 from wfray.config.teacher import TeacherConfig
 from wfray.config.train import TeacherUse
+from wfray.quant.determinism import use_deterministic_algorithms
 from wfray.teacher import Fingerprint, SignalRequest, Signals, TransformersEngine, decode_signals
 
 MAX_ATTEMPTS = 3
@@ -30,7 +31,7 @@ class Teacher:
     def __init__(self, directory: str, dtype: str, threads: int | None) -> None:
         if threads is not None:
             torch.set_num_threads(threads)
-        torch.use_deterministic_algorithms(True)
+        use_deterministic_algorithms()
         self.engine = TransformersEngine(Path(directory), dtype)  # type: ignore[arg-type]
         self.head_bits = self.engine.head()
         self.turn = asyncio.Lock()
@@ -52,7 +53,7 @@ class Teacher:
 def deploy(config: TeacherConfig, directory: Path) -> None:
     """Deploy the application and wait until it answers; it outlives the job that deployed it."""
     start_serve()
-    application = Teacher.options(
+    application = Teacher.options(  # type: ignore[attr-defined]
         num_replicas=config.num_replicas,
         ray_actor_options={"num_cpus": config.num_cpus, "num_gpus": config.num_gpus},
         max_ongoing_requests=4,
@@ -108,7 +109,7 @@ class TeacherClient:
 
     def send(self, batch: dict[str, np.ndarray]) -> DeploymentResponse:
         """Send one call without waiting."""
-        return self.handle.signals.remote(batch, self.wanted)
+        return cast(DeploymentResponse, self.handle.signals.remote(batch, self.wanted))
 
     def request(self, batch: dict[str, np.ndarray]) -> PendingAnswer:
         """Ask for the signals of a micro-batch without waiting."""

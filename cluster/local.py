@@ -75,13 +75,19 @@ def start_local_cluster(config: LocalClusterConfig, home: Path, keep: bool = Fal
         "WFRAY_HOME": str(home),
         "WFRAY_HTTP_PORT": str(http),
         "PATH": f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}",
+        # Student and teacher share the cores: a thread that waits at a barrier must sleep, not spin on the other's core.
+        "OMP_WAIT_POLICY": "PASSIVE",
         "TRANSFORMERS_VERBOSITY": "error",
         "HF_HUB_DISABLE_PROGRESS_BARS": "1",
     }
     environment.pop("RAY_ADDRESS", None)
     command = [sys.executable, "-m", "ray.scripts.scripts", "start", "--head", "--block", "--disable-usage-stats"]
     command += ["--node-ip-address=127.0.0.1", f"--port={gcs}", "--include-dashboard=true", "--dashboard-host=127.0.0.1"]
-    command += [f"--dashboard-port={dashboard}", f"--dashboard-agent-listen-port={free_port()}", f"--dashboard-agent-grpc-port={free_port()}"]
+    command += [
+        f"--dashboard-port={dashboard}",
+        f"--dashboard-agent-listen-port={free_port()}",
+        f"--dashboard-agent-grpc-port={free_port()}",
+    ]
     command += [f"--num-cpus={config.num_cpus}", f"--object-store-memory={int(config.object_store_gb * 2**30)}", f"--temp-dir={session}"]
     log = session / "start.log"
     with log.open("wb") as output:

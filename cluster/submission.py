@@ -5,7 +5,7 @@ import shlex
 import time
 import uuid
 from pathlib import Path
-from typing import Protocol
+from typing import Literal, Protocol
 
 from ray.job_submission import JobStatus, JobSubmissionClient
 
@@ -21,7 +21,7 @@ class View(Protocol):
 
     def poll(self) -> None: ...
 
-    def finish(self, stage: str, status: str, seconds: float, note: str = "") -> None: ...
+    def finish(self, stage: str, status: Literal["done", "skipped", "failed"], seconds: float, note: str = "") -> None: ...
 
 
 def run_stage(name: str, command: list[str], dashboard: str, root: Path, view: View) -> None:

@@ -11,9 +11,7 @@ from wfray.config.base import Config
 C = TypeVar("C", bound=Config)
 
 
-def run_job(
-    config_type: type[C], main: Callable[..., None], argv: list[str] | None = None, flags: dict[str, str] | None = None
-) -> None:
+def run_job(config_type: type[C], main: Callable[..., None], argv: list[str] | None = None, flags: dict[str, str] | None = None) -> None:
     """Parse the command line, load the configuration and call `main` with it, and with `flags` (name -> help) as booleans.
 
     A user's mistake (`ValueError`) or an operating-system error that names its file (disk full, read-only directory) ends

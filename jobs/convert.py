@@ -1,12 +1,13 @@
 """Stage 1: a full-precision checkpoint becomes a student of ternary linear layers.
 
-    ray job submit --working-dir . -- python -m jobs.convert --config configs/convert/smollm2_135m.yaml run=$PWD/runs/mine
+ray job submit --working-dir . -- python -m jobs.convert --config configs/convert/smollm2_135m.yaml run=$PWD/runs/mine
 """
 
 import shutil
 from pathlib import Path
 
 import torch
+from transformers import PreTrainedModel
 
 from jobs.cli import run_job
 from wfray.config.convert import ConvertConfig
@@ -42,7 +43,7 @@ def main(config: ConvertConfig) -> None:
     print(f"{config.stage}: student of {stage.figures['num_parameters']:,} parameters in {stage.directory / 'student'}")
 
 
-def calibrate(config: ConvertConfig, model: torch.nn.Module, corpus: Path) -> dict[str, float]:
+def calibrate(config: ConvertConfig, model: PreTrainedModel, corpus: Path) -> dict[str, float]:
     """Root mean squares of the projections' inputs on rows of the training mix."""
     packed = PackedCorpus(corpus)
     rows = max(1, config.calibration_tokens // packed.index.sequence_length)

@@ -1,6 +1,6 @@
 """Stage 3: BitDistill, cross-entropy with the teacher's logits and attention relations.
 
-    ray job submit --working-dir . -- python -m jobs.distill --config configs/distill/smollm2_135m.yaml run=$PWD/runs/mine
+ray job submit --working-dir . -- python -m jobs.distill --config configs/distill/smollm2_135m.yaml run=$PWD/runs/mine
 """
 
 from jobs.cli import run_job

@@ -1,6 +1,6 @@
 """Held-out perplexity per source of the teacher and of the student after each stage.
 
-    ray job submit --working-dir . -- python -m jobs.evaluate --config configs/evaluate/quickstart.yaml run=$PWD/runs/mine
+ray job submit --working-dir . -- python -m jobs.evaluate --config configs/evaluate/quickstart.yaml run=$PWD/runs/mine
 """
 
 from actors.connection import connect

@@ -1,6 +1,6 @@
 """Export: the student becomes `model.gguf`, proved against the training model and measured against the original as F16.
 
-    ray job submit --working-dir . -- python -m jobs.export --config configs/export/smollm2_135m.yaml run=$PWD/runs/mine
+ray job submit --working-dir . -- python -m jobs.export --config configs/export/smollm2_135m.yaml run=$PWD/runs/mine
 """
 
 from typing import Any

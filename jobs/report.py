@@ -1,6 +1,6 @@
 """The report of a run, made again from its directory; needs no Ray.
 
-    python -m jobs.report runs/quickstart
+python -m jobs.report runs/quickstart
 """
 
 import argparse

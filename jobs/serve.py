@@ -1,6 +1,6 @@
 """Serving: an OpenAI-compatible Ray Serve application, which outlives this job, and its answers to a few prompts.
 
-    ray job submit --working-dir . -- python -m jobs.serve --config configs/serve/quickstart.yaml run=$PWD/runs/mine
+ray job submit --working-dir . -- python -m jobs.serve --config configs/serve/quickstart.yaml run=$PWD/runs/mine
 """
 
 import statistics

@@ -65,7 +65,9 @@ def plan_stages(config: PipelineConfig, run: Path, root: Path) -> list[PlannedSt
     planned = [plan_stage(call, run, root) for call in config.stages]
     names = [stage.name for stage in planned]
     if repeated := sorted({name for name in names if names.count(name) > 1}):
-        raise ValueError(f"stages named {', '.join(repeated)} appear more than once: give each call its own stage name with set: {{stage: ...}}")
+        raise ValueError(
+            f"stages named {', '.join(repeated)} appear more than once: give each call its own stage name with set: {{stage: ...}}"
+        )
     return planned
 
 

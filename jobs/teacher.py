@@ -1,6 +1,6 @@
 """Deploy the teacher application and leave it running for any number of students.
 
-    ray job submit --working-dir . -- python -m jobs.teacher --config configs/teacher/smollm2_135m.yaml
+ray job submit --working-dir . -- python -m jobs.teacher --config configs/teacher/smollm2_135m.yaml
 """
 
 from actors.connection import connect

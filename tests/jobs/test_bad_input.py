@@ -89,7 +89,11 @@ def test_a_student_of_another_tokenizer(job, packed: Path) -> None:  # type: ign
     tokenizer["model"]["merges"] = tokenizer["model"]["merges"][:-1]
     path.write_text(json.dumps(tokenizer))
     try:
-        refused(job("pretrain", f"student={packed / 'convert'}", "stage=other"), "was packed with another tokenizer", "pack it with the model's tokenizer")
+        refused(
+            job("pretrain", f"student={packed / 'convert'}", "stage=other"),
+            "was packed with another tokenizer",
+            "pack it with the model's tokenizer",
+        )
     finally:
         path.write_text(original)
     assert not (packed / "other" / "student").exists()
@@ -109,7 +113,11 @@ def test_a_truncated_checkpoint(job, packed: Path) -> None:  # type: ignore[no-u
     arguments = (f"student={packed / 'convert'}", "stage=cut")
     refused(job("pretrain", *arguments, "train.optimizer.learning_rate=1.0e+30", "train.max_failures=0"), "must be finite")
     (packed / "cut" / "checkpoints" / "step-00000002").mkdir(parents=True)
-    refused(job("pretrain", *arguments, "train.optimizer.learning_rate=1.0e+30", "train.max_failures=0"), "checkpoint", "delete it to start this stage again")
+    refused(
+        job("pretrain", *arguments, "train.optimizer.learning_rate=1.0e+30", "train.max_failures=0"),
+        "checkpoint",
+        "delete it to start this stage again",
+    )
     assert not (packed / "cut" / "student").exists()
 
 

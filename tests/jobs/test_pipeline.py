@@ -119,7 +119,9 @@ def test_killed_worker_and_killed_driver_resume_to_the_bit(whole: tuple[Path, st
     process.wait()
     assert len(losses(run)) < 60
     psutil.wait_procs(family, timeout=60)
-    assert not [child for child in family if child.is_running() and child.status() != psutil.STATUS_ZOMBIE], "the cluster outlived its driver"
+    assert not [child for child in family if child.is_running() and child.status() != psutil.STATUS_ZOMBIE], (
+        "the cluster outlived its driver"
+    )
     assert Manifest.read(run / "pretrain").status == "running"  # type: ignore[union-attr]
 
     finish(start(path))

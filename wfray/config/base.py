@@ -1,7 +1,8 @@
 """The base of every configuration tree: strict, immutable, hashable, loaded from YAML with `key=value` overrides.
 
 `load` reads one YAML file, applies overrides from the command line left to right (`train.tokens=20000`; values are YAML, list
-elements are addressed by number) and validates. A value `{include: FILE}` stands for that file's content. An unknown key, a missing file or a wrong type raises `ValueError` naming the
+elements are addressed by number) and validates. A value `{include: FILE}` stands for that file's content. An unknown key, a
+missing file or a wrong type raises `ValueError` naming the
 key and the mend. `digest` is the SHA-256 of the canonical JSON of a tree without its `Location` fields, so moving a run
 directory does not change what a stage is.
 """
@@ -118,7 +119,7 @@ def apply_override(tree: dict[str, Any], override: str) -> None:
     node[child_index(node, last, key)] = yaml.safe_load(text)
 
 
-def child_index(node: Any, part: str, key: str) -> str | int:
+def child_index(node: Any, part: str, key: str) -> Any:
     """The index of `part` in a mapping or list; raises `ValueError` where there is none."""
     if isinstance(node, dict):
         return part

@@ -129,7 +129,7 @@ class Training(Config):
     checkpoint_every_tokens: PositiveInt
     """Distance of checkpoints; a killed job redoes at most this."""
     optimizer: AdamW
-    schedule: LearningRateSchedule = LearningRateSchedule()
+    schedule: LearningRateSchedule = Field(default_factory=lambda: LearningRateSchedule.model_validate({}))
     num_workers: PositiveInt = 1
     threads: PositiveInt | None = None
     """CPU threads of one worker; None leaves it to torch. Losses repeat to the bit for equal numbers only."""

@@ -20,9 +20,7 @@ class Continuation(BaseModel):
     """By name of the subject."""
 
 
-def heldout_prompts(
-    batch: PackedBatch, num: int, prompt_tokens: int, new_tokens: int
-) -> list[tuple[NDArray[np.int32], NDArray[np.int32]]]:
+def heldout_prompts(batch: PackedBatch, num: int, prompt_tokens: int, new_tokens: int) -> list[tuple[NDArray[np.int32], NDArray[np.int32]]]:
     """The beginnings of the first `num` documents of a batch that are long enough, one a row at most.
 
     Returns:

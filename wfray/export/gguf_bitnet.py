@@ -162,9 +162,7 @@ def plan_tensors(
         yield linear(f"{block}.ffn_down.weight", f"{layer}.mlp.down_proj.weight", (hidden, inner))
 
 
-def ternary_maker(
-    weights: safe_open, source: str, size: tuple[int, int], gain: float, linear_type: LinearType
-) -> Callable[[], NDArray]:
+def ternary_maker(weights: safe_open, source: str, size: tuple[int, int], gain: float, linear_type: LinearType) -> Callable[[], NDArray]:
     """A function that quantizes a latent matrix as training does, widens it with zero codes and packs it."""
 
     def make() -> NDArray:

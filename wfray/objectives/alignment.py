@@ -18,9 +18,7 @@ def layer_weights(kind: str, num_layers: int) -> list[float]:
     return [weight / sum(raw) for weight in raw]
 
 
-def alignment_loss(
-    student: Sequence[Tensor], teacher: Sequence[Tensor], mask_BT: Tensor, num_targets: int, kind: str
-) -> Tensor:
+def alignment_loss(student: Sequence[Tensor], teacher: Sequence[Tensor], mask_BT: Tensor, num_targets: int, kind: str) -> Tensor:
     """The weighted sum over layers, per token.
 
     Args:

@@ -49,10 +49,10 @@ class StageLoss(nn.Module):
         progress: float,
     ) -> tuple[Tensor, dict[str, float]]:
         """Args: the body's output, the LM head, the micro-batch, its teacher signals, targets in the global batch, progress in 0..1."""
-        weights = {kind: ramp_at(objective.weight, progress) for kind, objective in self.objectives.items()}
+        weights: dict[str, float] = {kind: ramp_at(objective.weight, progress) for kind, objective in self.objectives.items()}
         loss, parts = self._linear(output, head_VC, batch, signals, num_targets, weights)
         if isinstance(objective := self.objectives.get("alignment"), Alignment):
-            part = alignment_loss(output.layers, signals["layers"], batch["targets"] != -100, num_targets, objective.layers)
+            part = alignment_loss(output.layers, list(signals["layers"]), batch["targets"] != -100, num_targets, objective.layers)
             loss, parts["alignment"] = loss + weights["alignment"] * part, part.item()
         if isinstance(objective := self.objectives.get("attention_relations"), AttentionRelations):
             assert output.qkv is not None
@@ -73,9 +73,7 @@ class StageLoss(nn.Module):
         teacher = None
         if isinstance(objective := self.objectives.get("logits_kl"), LogitsKL):
             assert self.teacher_head_VC is not None
-            teacher = TeacherHead(
-                signals["hidden"].flatten(0, 1), self.teacher_head_VC, objective.temperature, objective.tau_squared
-            )
+            teacher = TeacherHead(signals["hidden"].flatten(0, 1), self.teacher_head_VC, objective.temperature, objective.tau_squared)
         losses = linear_losses(
             output.hidden_BTC.flatten(0, 1),
             head_VC,
@@ -88,4 +86,3 @@ class StageLoss(nn.Module):
         )
         measured = {"cross_entropy": losses.cross_entropy, "logits_kl": losses.logits_kl}
         return losses.total, {kind: value for kind, value in measured.items() if kind in self.objectives}
-

@@ -90,9 +90,7 @@ def panel(stage: StageFacts, name: str) -> Panel:
 def perplexity_plot(scores: Scores) -> Markup:
     """Every subject's perplexity on every source."""
     names = [*scores.source_names, "all sources"]
-    rows = [
-        DotRow(name, [(s.sources[name] if name in s.sources else s.overall).perplexity for s in scores.subjects]) for name in names
-    ]
+    rows = [DotRow(name, [(s.sources[name] if name in s.sources else s.overall).perplexity for s in scores.subjects]) for name in names]
     told = "; ".join(f"{row.name}: " + ", ".join(map(perplexity, (v for v in row.values if v is not None))) for row in rows)
     description = f"Held-out perplexity of {', '.join(subject.name for subject in scores.subjects)}. {told}."
     return both_widths(lambda width: DotPlot(description, rows, width, "perplexity, logarithmic", 34 if width == WIDE else 44).svg())

@@ -62,8 +62,8 @@ def write_json(target: Path, value: Any) -> None:
 def sha256_of(path: Path) -> str:
     """SHA-256 (hex) of a file; of a directory: of the sorted relative names and hashes of its files."""
     if path.is_file():
-        with path.open("rb") as file:
-            return hashlib.file_digest(file, "sha256").hexdigest()
+        with path.open("rb") as content:
+            return hashlib.file_digest(content, "sha256").hexdigest()
     digest = hashlib.sha256()
     for file in sorted(p for p in path.rglob("*") if p.is_file()):
         digest.update(f"{file.relative_to(path)}\0{sha256_of(file)}\n".encode())

@@ -98,9 +98,7 @@ class Stage:
     def _locate(self, role: str, reference: str) -> Path:
         own = self.run / reference
         if own.is_dir() and (manifest := Manifest.read(own)) and manifest.status != "complete":
-            raise ValueError(
-                f"{role}: stage {reference!r} in {str(self.run)!r} is {manifest.status}, not complete; run it again first"
-            )
+            raise ValueError(f"{role}: stage {reference!r} in {str(self.run)!r} is {manifest.status}, not complete; run it again first")
         path = own if own.exists() else resolve_home(reference)
         if not path.exists():
             raise ValueError(f"{role}: {reference!r} is neither a stage in {str(self.run)!r} nor a path that exists")
@@ -147,9 +145,7 @@ class Stage:
         """Record a file or directory below this stage's directory as an output."""
         self._outputs.append(path)
 
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
         if error is None:
             self._write("complete")
         elif not isinstance(error, OSError):
@@ -157,8 +153,7 @@ class Stage:
 
     def _write(self, status: Literal["running", "complete", "failed"], error: str | None = None) -> None:
         outputs = [
-            Output(path=str(path.relative_to(self.directory)), sha256=sha256_of(path), num_bytes=size_of(path))
-            for path in self._outputs
+            Output(path=str(path.relative_to(self.directory)), sha256=sha256_of(path), num_bytes=size_of(path)) for path in self._outputs
         ]
         manifest = Manifest(
             stage=self.name,

@@ -60,9 +60,7 @@ class LlamaCppEngine:
         budget = self.context - len(prompt)
         budget = budget if sampling.max_tokens is None else min(budget, sampling.max_tokens)
         self.model.set_seed(secrets.randbits(31) if sampling.seed is None else sampling.seed)
-        tokens = self.model.generate(
-            prompt, top_k=0, top_p=sampling.top_p, min_p=0.0, temp=sampling.temperature, repeat_penalty=1.0
-        )
+        tokens = self.model.generate(prompt, top_k=0, top_p=sampling.top_p, min_p=0.0, temp=sampling.temperature, repeat_penalty=1.0)
         answer, unsent = AnswerText(sampling.stop), 0
         for num_generated, token in enumerate(tokens, start=1):
             ended = llama_cpp.llama_vocab_is_eog(self.model._model.vocab, token)

@@ -31,7 +31,7 @@ class Segments:
     def of(cls, segment_ids_BT: Tensor) -> "Segments":
         """Find the runs of equal ids in each row."""
         ids_BT = segment_ids_BT.cpu()
-        spans = []
+        spans: list[tuple[int, int, int]] = []
         for row, ids in enumerate(ids_BT):
             edges = (torch.nonzero(ids[1:] != ids[:-1]).flatten() + 1).tolist()
             bounds = [0, *edges, len(ids)]

@@ -72,7 +72,7 @@ def load_student(directory: Path, dtype: torch.dtype = torch.float32) -> PreTrai
     convert(model, Subln(**described["subln"], init="ones"))
     fill(model, read_tensors(directory / "model.safetensors"), str(directory))
     set_lambda(model, described["quantization_lambda"])
-    return model.to(dtype).eval()
+    return nn.Module.to(model, dtype).eval()
 
 
 def load_original(directory: Path, dtype: torch.dtype = torch.float32) -> PreTrainedModel:
@@ -100,10 +100,12 @@ def read_tensors(path: Path) -> dict[str, Tensor]:
     try:
         return load_file(path)
     except SafetensorError as error:
-        raise ValueError(f"weights {str(path)!r} cannot be read ({error}): truncated or foreign; run the stage that makes them again") from None
+        raise ValueError(
+            f"weights {str(path)!r} cannot be read ({error}): truncated or foreign; run the stage that makes them again"
+        ) from None
 
 
-def fill(model: nn.Module, tensors: dict[str, Tensor], origin: str) -> None:
+def fill(model: PreTrainedModel, tensors: dict[str, Tensor], origin: str) -> None:
     """Give an empty model its weights; every name and shape must fit."""
     try:
         missing, unexpected = model.load_state_dict(tensors, strict=False, assign=True)

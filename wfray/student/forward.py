@@ -22,9 +22,7 @@ class BodyOutput:
     """Q and K after QK-norm and RoPE, and V, of one layer, [B, heads, T, head_dim] each."""
 
 
-def run_body(
-    model: PreTrainedModel, batch: dict[str, Tensor], *, with_layers: bool = False, qkv_layer: int | None = None
-) -> BodyOutput:
+def run_body(model: PreTrainedModel, batch: dict[str, Tensor], *, with_layers: bool = False, qkv_layer: int | None = None) -> BodyOutput:
     """Run everything but the LM head.
 
     Args:

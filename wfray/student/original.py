@@ -25,7 +25,7 @@ def materialize(source: ModelSource, models: Path) -> Path:
         model = read_model(source)
         if source.architecture is not None:
             check_architecture(model.config, source.architecture)
-        model.to(torch.bfloat16).save_pretrained(aside)
+        model.bfloat16().save_pretrained(aside)
         load_tokenizer(source).save_pretrained(aside)
     return directory
 
@@ -37,13 +37,13 @@ def read_model(source: ModelSource) -> PreTrainedModel:
             folder = package_directory(source.package)
             model = AutoModelForCausalLM.from_pretrained(folder, gguf_file=source.file, dtype=torch.float32)
             # Dequantized weights are ordinary ones, but transformers keeps the marks of the file and then refuses to save.
-            model.hf_quantizer = None
+            model.hf_quantizer = None  # type: ignore[assignment]
             del model.config.quantization_config
         case HubModel():
             family_of(AutoConfig.from_pretrained(source.id, revision=source.revision))
             model = AutoModelForCausalLM.from_pretrained(source.id, revision=source.revision, dtype=torch.float32)
         case LocalModel():
-            model = read_directory(Path(source.path))
+            return read_directory(Path(source.path))
         case RandomModel():
             torch.manual_seed(source.seed)
             model = AutoModelForCausalLM.from_config(random_config(source), dtype=torch.float32)

@@ -9,7 +9,7 @@ from typing import Literal
 
 import numpy as np
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from wfray.data.tokenizer import load_directory_tokenizer, tokenizer_sha256
 from wfray.runs.files import sha256_of
@@ -25,7 +25,8 @@ class TransformersEngine:
 
     def __init__(self, directory: Path, dtype: Literal["bfloat16", "float32"]) -> None:
         self.device = "cuda" if torch.cuda.is_available() else "cpu"
-        self.model = load_original(directory, DTYPES[dtype]).to(self.device)
+        self.model = load_original(directory, DTYPES[dtype])
+        nn.Module.to(self.model, self.device)
         config = self.model.config
         self.fingerprint = Fingerprint(
             model_sha256=sha256_of(directory / "model.safetensors"),

@@ -69,7 +69,8 @@ class CheckpointStore:
         except (dcp.CheckpointException, OSError, EOFError, RuntimeError, ValueError) as error:
             reason = str(error).strip().splitlines()[-1]
             raise ValueError(
-                f"checkpoint {str(path)!r} is truncated or of another model ({reason:.200}); delete it to start this stage again from its parent"
+                f"checkpoint {str(path)!r} is truncated or of another model ({reason:.200}); "
+                "delete it to start this stage again from its parent"
             ) from error
         return progress
 

@@ -44,9 +44,7 @@ def test_equals_cross_entropy_of_whole_logits(model: PreTrainedModel, batch: Pac
     assert score_batch(model, tensors, torch.float32).sum_nats == pytest.approx(whole.item(), rel=1e-6)
 
 
-def test_chunks_and_batches_do_not_change_the_score(
-    model: PreTrainedModel, batch: PackedBatch, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_chunks_and_batches_do_not_change_the_score(model: PreTrainedModel, batch: PackedBatch, monkeypatch: pytest.MonkeyPatch) -> None:
     whole = score_batch(model, rows(batch), torch.float32)
     parts = total(score_batch(model, rows(batch, slice(row, row + 1)), torch.float32) for row in range(len(batch["input_ids"])))
     monkeypatch.setattr(import_module("wfray.objectives.linear_losses"), "CHUNK_BYTES", 4 * 257 * 5)

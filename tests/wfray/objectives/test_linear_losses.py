@@ -44,7 +44,14 @@ def test_values_and_gradients_equal_the_plain_ones(
     teacher = TeacherHead(case["teacher_hidden"], case["teacher_head"], temperature, tau_squared)
     num_targets = int((case["targets"] != -100).sum())
     losses = linear_losses(
-        case["hidden"], case["head"], case["targets"], num_targets, ce_weight=ce_weight, kl_weight=kl_weight, teacher=teacher, chunk_bytes=CHUNK
+        case["hidden"],
+        case["head"],
+        case["targets"],
+        num_targets,
+        ce_weight=ce_weight,
+        kl_weight=kl_weight,
+        teacher=teacher,
+        chunk_bytes=CHUNK,
     )
     ours = torch.autograd.grad(3.0 * losses.total, [case["hidden"], case["head"]])
     ce, kl = plain(case, temperature, tau_squared)
@@ -81,7 +88,9 @@ def test_no_tensor_of_tokens_by_vocabulary_is_ever_made(case: dict[str, Tensor])
 
     teacher = TeacherHead(case["teacher_hidden"], case["teacher_head"])
     with Watch():
-        losses = linear_losses(case["hidden"], case["head"], case["targets"], 250, ce_weight=1.0, kl_weight=1.0, teacher=teacher, chunk_bytes=CHUNK)
+        losses = linear_losses(
+            case["hidden"], case["head"], case["targets"], 250, ce_weight=1.0, kl_weight=1.0, teacher=teacher, chunk_bytes=CHUNK
+        )
         losses.total.backward()
     assert 0 < largest <= 37 * VOCABULARY < NUM_TOKENS * VOCABULARY / 8
 

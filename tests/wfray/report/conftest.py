@@ -127,10 +127,7 @@ class RunWriter:
                 name=subject.name,
                 kind=subject.kind,
                 reference=subject.reference,
-                sources={
-                    name: Score(num_tokens=4019, sum_nats=4019 * (SUBJECTS[subject.name] + shift))
-                    for name, shift in SOURCES.items()
-                },
+                sources={name: Score(num_tokens=4019, sum_nats=4019 * (SUBJECTS[subject.name] + shift)) for name, shift in SOURCES.items()},
             )
             for subject in EvaluateConfig.load(CONFIGS / "evaluate" / "quickstart.yaml").subjects
         ]

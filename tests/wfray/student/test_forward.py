@@ -34,7 +34,8 @@ def test_captures_are_layer_outputs_and_rotated_states(packed: dict[str, torch.T
     normed = model.model.layers[1].input_layernorm(output.layers[0])
     attention = model.model.layers[1].self_attn
     q, k, v = (
-        getattr(attention, name)(normed).view(2, 12, heads, 16).transpose(1, 2) for name, heads in (("q_proj", 4), ("k_proj", 2), ("v_proj", 2))
+        getattr(attention, name)(normed).view(2, 12, heads, 16).transpose(1, 2)
+        for name, heads in (("q_proj", 4), ("k_proj", 2), ("v_proj", 2))
     )
     cos, sin = model.model.rotary_emb(normed, packed["position_ids"])
     for ours, wanted in zip(output.qkv, (*apply_rotary_pos_emb(q, k, cos, sin), v), strict=True):
@@ -43,7 +44,9 @@ def test_captures_are_layer_outputs_and_rotated_states(packed: dict[str, torch.T
 
 def test_generation_equals_plain_transformers(packed: dict[str, torch.Tensor]) -> None:
     prompt = packed["input_ids"][:1, :5]
-    ours, plain = (tiny_model("llama", attention).generate(prompt, max_new_tokens=8, do_sample=False) for attention in ("segments", "eager"))
+    ours, plain = (
+        tiny_model("llama", attention).generate(prompt, max_new_tokens=8, do_sample=False) for attention in ("segments", "eager")
+    )
     assert torch.equal(ours, plain)
 
 
