@@ -92,4 +92,5 @@ def test_rows_longer_than_the_context_are_refused(checkpoint: Path) -> None:
 def test_captures_do_not_change_the_result(checkpoint: Path, batch: dict[str, np.ndarray]) -> None:
     engine = TransformersEngine(checkpoint, "float32")
     tensors = {name: torch.from_numpy(array) for name, array in batch.items()}
-    assert torch.equal(run_body(engine.model, tensors).hidden_BTC, run_body(engine.model, tensors, with_layers=True, qkv_layer=0).hidden_BTC)
+    captured = run_body(engine.model, tensors, with_layers=True, qkv_layer=0)
+    assert torch.equal(run_body(engine.model, tensors).hidden_BTC, captured.hidden_BTC)
