@@ -68,7 +68,7 @@ def train_worker(task: dict[str, Any]) -> str | None:
     """One worker. A user's mistake is returned, not raised: Ray would take it for a crash and start the worker again."""
     try:
         run_worker(TrainConfig.model_validate(task["config"]), Path(task["directory"]), Path(task["student"]), Path(task["corpus"]))
-    except ValueError as error:
+    except (ValueError, FloatingPointError) as error:
         return str(error)
     return None
 

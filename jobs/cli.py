@@ -14,8 +14,7 @@ C = TypeVar("C", bound=Config)
 def run_job(config_type: type[C], main: Callable[..., None], argv: list[str] | None = None, flags: dict[str, str] | None = None) -> None:
     """Parse the command line, load the configuration and call `main` with it, and with `flags` (name -> help) as booleans.
 
-    A user's mistake (`ValueError`) or an operating-system error that names its file (disk full, read-only directory) ends
-    the process with exit code 2 and one message on standard error; anything else propagates with its traceback.
+    A user's mistake (`ValueError`) or an error of the file system (disk full, read-only directory) ends the process with exit code 2 and one message on standard error; anything else propagates with its traceback.
     """
     parser = argparse.ArgumentParser(description=(config_type.__doc__ or "").strip())
     parser.add_argument("--config", required=True, help="YAML file of this stage, see configs/")
@@ -32,10 +31,10 @@ def run_job(config_type: type[C], main: Callable[..., None], argv: list[str] | N
         main(config, **{name: getattr(arguments, name) for name in flags or {}})
     except ValueError as error:
         fail(str(error))
+    except (ConnectionError, TimeoutError):
+        raise
     except OSError as error:
-        if error.filename is None and error.errno is None:
-            raise
-        fail(f"{error.strerror or error}: {error.filename or 'no file named'}; check free space and permissions of the run directory")
+        fail(f"{error}; check free space and permissions of the run directory")
 
 
 def fail(message: str) -> None:
