@@ -14,7 +14,8 @@ C = TypeVar("C", bound=Config)
 def run_job(config_type: type[C], main: Callable[..., None], argv: list[str] | None = None, flags: dict[str, str] | None = None) -> None:
     """Parse the command line, load the configuration and call `main` with it, and with `flags` (name -> help) as booleans.
 
-    A user's mistake (`ValueError`) or an error of the file system (disk full, read-only directory) ends the process with exit code 2 and one message on standard error; anything else propagates with its traceback.
+    A user's mistake (`ValueError`) or an error of the file system (disk full, read-only directory) ends the process with exit
+    code 2 and one message on standard error; anything else propagates with its traceback.
     """
     parser = argparse.ArgumentParser(description=(config_type.__doc__ or "").strip())
     parser.add_argument("--config", required=True, help="YAML file of this stage, see configs/")
