@@ -126,7 +126,7 @@ def test_lineage_names_parents_outputs_and_hashes(whole: Page, whole_run: Path) 
 
 
 def test_configurations_are_whole_yaml(whole: Page) -> None:
-    assert "warmup_fraction: 0.05" in whole.text and "placement: output" in whole.text
+    assert "warmup_fraction: 0.3" in whole.text and "placement: output" in whole.text
     assert len(whole.all("details")) == 9
 
 
