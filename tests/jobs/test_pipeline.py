@@ -118,7 +118,7 @@ def test_killed_worker_and_killed_driver_resume_to_the_bit(whole: tuple[Path, st
     family = psutil.Process(process.pid).children(recursive=True)
     process.kill()
     process.wait()
-        psutil.wait_procs(family, timeout=60)
+    psutil.wait_procs(family, timeout=60)
     assert not [child for child in family if child.is_running() and child.status() != psutil.STATUS_ZOMBIE], (
         "the cluster outlived its driver"
     )
