@@ -107,8 +107,8 @@ def start_local_cluster(config: LocalClusterConfig, home: Path, keep: bool = Fal
 
 
 def die_with_parent() -> None:
-    """In the child: ask the kernel to end it when the parent dies. Its own children have asked for the same, so all of Ray ends."""
-    ctypes.CDLL(None).prctl(LINUX_PR_SET_PDEATHSIG, signal.SIGKILL)
+    """In the child: ask the kernel for SIGTERM when the parent dies, on which Ray ends its processes in order, within seconds."""
+    ctypes.CDLL(None).prctl(LINUX_PR_SET_PDEATHSIG, signal.SIGTERM)
 
 
 def wait_until_ready(cluster: LocalCluster, log: Path) -> None:
