@@ -34,7 +34,10 @@ def save_student(model: PreTrainedModel, directory: Path, tokenizer_from: Path) 
     directory.mkdir(parents=True)
     tensors = {name: tensor.detach().float().contiguous() for name, tensor in student_tensors(model).items()}
     save_file(tensors, directory / "model.safetensors", metadata={"format": "pt"})
-    (directory / "config.json").write_text(json.dumps(model.config.to_dict(), indent=2, sort_keys=True, default=str) + "\n")
+    described = model.config.to_dict()
+    # Where the model was read from is no part of what it is, and equal students must be equal files.
+    described.pop("_name_or_path", None)
+    (directory / "config.json").write_text(json.dumps(described, indent=2, sort_keys=True, default=str) + "\n")
     copy_tokenizer(tokenizer_from, directory)
 
 
