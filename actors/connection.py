@@ -1,8 +1,11 @@
-"""Connecting to the Ray cluster that a job was submitted to, and to no other."""
+"""Connecting to the Ray cluster that a job was submitted to, and to no other; waiting for its actors."""
 
 import os
+from typing import Any
 
 import ray
+from ray import ObjectRef
+from ray.exceptions import RayTaskError
 
 
 def connect(namespace: str = "wfray") -> None:
@@ -19,3 +22,13 @@ def connect(namespace: str = "wfray") -> None:
         )
     if not ray.is_initialized():
         ray.init(address=address, namespace=namespace, log_to_driver=True)
+
+
+def wait(answer: ObjectRef) -> Any:
+    """An actor's answer; a `ValueError` in the actor is raised as itself, without the actor's traceback."""
+    try:
+        return ray.get(answer)
+    except RayTaskError as error:
+        if isinstance(error.cause, ValueError):
+            raise error.cause from None
+        raise

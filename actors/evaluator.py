@@ -9,10 +9,9 @@ from typing import Any
 
 import ray
 import torch
-from ray import ObjectRef
-from ray.exceptions import RayTaskError
 from transformers import PreTrainedModel
 
+from actors.connection import wait
 from wfray.config.evaluate import EvaluateConfig, Subject
 from wfray.data.shards import PackedCorpus
 from wfray.data.stream import heldout
@@ -96,13 +95,3 @@ class RemoteEvaluator:
     def write_on(self, source: str) -> list[Continuation]:
         """See `Evaluator.write_on`."""
         return wait(self.actor.write_on.remote(source))
-
-
-def wait(answer: ObjectRef) -> Any:
-    """The actor's answer; a `ValueError` in the actor is raised as itself, without the actor's traceback."""
-    try:
-        return ray.get(answer)
-    except RayTaskError as error:
-        if isinstance(error.cause, ValueError):
-            raise error.cause from None
-        raise

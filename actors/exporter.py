@@ -5,10 +5,9 @@ from pathlib import Path
 from typing import Any
 
 import ray
-from ray import ObjectRef
-from ray.exceptions import RayTaskError
 from transformers import AutoTokenizer
 
+from actors.connection import wait
 from wfray.config.export import ExportConfig
 from wfray.export.gguf_bitnet import write_bitnet
 from wfray.export.heldout import heldout_sequences
@@ -69,13 +68,3 @@ class Exporter:
     def measure_speed(self, file: Path) -> dict[str, Any]:
         """See `ExportWorker.measure_speed`."""
         return wait(self.worker.measure_speed.remote(str(file)))
-
-
-def wait(answer: ObjectRef) -> Any:
-    """The worker's answer; its `ValueError` is raised as itself."""
-    try:
-        return ray.get(answer)
-    except RayTaskError as error:
-        if isinstance(error.cause, ValueError):
-            raise error.cause from None
-        raise
