@@ -41,6 +41,8 @@ class PackedRows:
     """Positions that are not padding."""
     num_cut_documents: int
     """Documents longer than a row."""
+    marks: NDArray[np.uint8] | None = None
+    """[N, S]; what each token is to the loss (see `wfray.data.batch`); None: plain text, every token is learned."""
 
     @property
     def fill(self) -> float:
@@ -56,34 +58,45 @@ class PackedRows:
             num_documents=int(segment_ids_NS.max(axis=1).sum()),
             num_text_tokens=int(np.count_nonzero(segment_ids_NS)),
             num_cut_documents=num_cut_documents,
+            marks=None if self.marks is None else self.marks[:num_rows],
         )
 
 
-def pack(documents: list[NDArray[np.int32]], sequence_length: int, padding_id: int) -> PackedRows:
+def pack(
+    documents: list[NDArray[np.int32]], sequence_length: int, padding_id: int, marks: list[NDArray[np.uint8]] | None = None
+) -> PackedRows:
     """Pack tokenized documents, each ending with its end-of-text token, into rows.
 
     Args:
         documents: int32 [length] each; empty ones are not allowed.
         sequence_length: S.
         padding_id: the token at positions that belong to no document.
+        marks: for conversations, the mark of each token. Of a conversation longer than a row the first S tokens are kept: a
+            response without its prompt is no example.
     """
-    rows = place(cut(documents, sequence_length), sequence_length)
+    pieces = cut(documents, sequence_length)
+    if marks is not None:
+        pieces = [piece for piece in pieces if piece.start == 0]
+    rows = place(pieces, sequence_length)
     input_ids_NS = np.full((len(rows), sequence_length), padding_id, dtype=np.int32)
     segment_ids_NS = np.zeros((len(rows), sequence_length), dtype=np.int16)
-    for row, pieces in enumerate(rows):
+    marks_NS = None if marks is None else np.zeros((len(rows), sequence_length), dtype=np.uint8)
+    for row, placed in enumerate(rows):
         position = 0
-        for segment, piece in enumerate(pieces, start=1):
+        for segment, piece in enumerate(placed, start=1):
             span = slice(position, position + piece.length)
             input_ids_NS[row, span] = documents[piece.document][piece.start : piece.stop]
             segment_ids_NS[row, span] = segment
+            if marks is not None and marks_NS is not None:
+                marks_NS[row, span] = marks[piece.document][piece.start : piece.stop]
             position += piece.length
-    lengths = [len(document) for document in documents]
     return PackedRows(
         input_ids=input_ids_NS,
         segment_ids=segment_ids_NS,
         num_documents=len(documents),
-        num_text_tokens=sum(lengths),
-        num_cut_documents=sum(length > sequence_length for length in lengths),
+        num_text_tokens=sum(piece.length for piece in pieces),
+        num_cut_documents=sum(len(document) > sequence_length for document in documents),
+        marks=marks_NS,
     )
 
 

@@ -1,14 +1,17 @@
 """The packed corpus on disk: immutable shards and one index.
 
 `corpus.json` lists per source and split the shards in order, with SHA-256 and counts. A shard is a safetensors file with
-`input_ids` int32 [N, S] and `segment_ids` int16 [N, S]; its name carries the hash of everything that it was made from, so a
-shard that exists and is whole need never be made again. It is written aside and renamed; its metadata hold the counts and a
-checksum of the arrays. The index is written last: a directory without it is no corpus. Every shard's SHA-256 is compared
-with the index before its first row is read.
+`input_ids` int32 [N, S] and `segment_ids` int16 [N, S], and of conversations `marks` uint8 [N, S]; its name carries the hash of
+everything that it was made from, so a shard that exists and is whole need never be made again. It is written aside and
+renamed; its metadata hold the counts and a checksum of the arrays. The index is written last: a directory without it is no
+corpus. Every shard's SHA-256 is compared with the index before its first row is read; rows are then copied out of the mapped
+file.
 """
 
 import hashlib
 import json
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
@@ -18,12 +21,15 @@ from pydantic import BaseModel, ValidationError, computed_field
 from safetensors import SafetensorError, safe_open
 from safetensors.numpy import save_file
 
+from wfray.data.batch import RESPONSE
 from wfray.data.packing import PackedRows
 from wfray.runs import sha256_of, write_aside, write_json
 
 FORMAT = 1
 INDEX = "corpus.json"
 Split = Literal["train", "heldout"]
+DTYPES = {"I32": np.int32, "I16": np.int16, "U8": np.uint8}
+"""Of a safetensors header."""
 
 
 class ShardRecord(BaseModel):
@@ -113,6 +119,8 @@ class CorpusIndex(BaseModel):
 def write_shard(directory: Path, name: str, rows: PackedRows) -> ShardRecord:
     """Write `rows` as `shards/<name>.safetensors` under the corpus directory, whole or not at all."""
     arrays: dict[str, NDArray[Any]] = {"input_ids": rows.input_ids, "segment_ids": rows.segment_ids}
+    if rows.marks is not None:
+        arrays["marks"] = rows.marks
     counts = {
         "num_documents": rows.num_documents,
         "num_text_tokens": rows.num_text_tokens,
@@ -132,7 +140,7 @@ def find_shard(directory: Path, name: str) -> ShardRecord | None:
         return None
     try:
         with safe_open(path, framework="np") as file:
-            arrays = {key: file.get_tensor(key) for key in ("input_ids", "segment_ids")}
+            arrays = {key: file.get_tensor(key) for key in file.keys()}
             counts = json.loads(file.metadata()["wrinklefree"])
     except SafetensorError:
         return None
@@ -176,6 +184,30 @@ def write_index(directory: Path, index: CorpusIndex) -> None:
     write_json(directory / INDEX, index.model_dump(mode="json"))
 
 
+def map_arrays(path: Path) -> dict[str, NDArray[Any]]:
+    """The arrays of a shard, mapped into memory and read as they are touched."""
+    content = np.memmap(path, dtype=np.uint8, mode="r")
+    length = int(content[:8].view(np.uint64)[0])
+    header = json.loads(content[8 : 8 + length].tobytes())
+    arrays = {}
+    for name in header.keys() - {"__metadata__"}:
+        start, stop = (8 + length + offset for offset in header[name]["data_offsets"])
+        arrays[name] = content[start:stop].view(DTYPES[header[name]["dtype"]]).reshape(header[name]["shape"])
+    return arrays
+
+
+@dataclass(frozen=True)
+class StoredRows:
+    """Rows as they were packed, N of them."""
+
+    input_ids: NDArray[np.int32]
+    """[N, S]."""
+    segment_ids: NDArray[np.int16]
+    """[N, S]; 1.. per piece in its row, 0 is padding."""
+    marks: NDArray[np.uint8]
+    """[N, S]; what each token is to the loss (see `wfray.data.batch`)."""
+
+
 class PackedCorpus:
     """A packed corpus opened for reading."""
 
@@ -188,7 +220,7 @@ class PackedCorpus:
         self.directory = directory
         self.index = read_index(directory)
         self._sources = {source.name: source for source in self.index.sources}
-        self._files: dict[str, Any] = {}
+        self._arrays: dict[str, dict[str, NDArray[Any]]] = {}
         self._starts: dict[tuple[str, Split], NDArray[np.int64]] = {}
 
     @property
@@ -219,19 +251,23 @@ class PackedCorpus:
                 f"the model's ({sha256[:12]}): pack it with the model's tokenizer, or take the model that it was packed for"
             )
 
-    def read_rows(self, source: str, split: Split, numbers: list[int]) -> tuple[NDArray[np.int32], NDArray[np.int16]]:
-        """Rows of one split by number.
+    def read_rows(self, source: str, split: Split, numbers: Iterable[int]) -> StoredRows:
+        """Rows of one source by number; see `read`."""
+        return self.read(split, [(source, number) for number in numbers])
 
-        Returns:
-            input_ids [len(numbers), S] and segment_ids [len(numbers), S].
+    def read(self, split: Split, chosen: Sequence[tuple[str, int]]) -> StoredRows:
+        """Rows of one split, each by source and number.
 
         Raises:
-            ValueError: a shard was altered after it was written.
+            ValueError: there is no such source or row, or a shard was altered after it was written.
         """
-        located = [self._locate(source, split, number) for number in numbers]
-        input_ids = [self._open(shard).get_slice("input_ids")[row : row + 1] for shard, row in located]
-        segment_ids = [self._open(shard).get_slice("segment_ids")[row : row + 1] for shard, row in located]
-        return np.concatenate(input_ids), np.concatenate(segment_ids)
+        shape = (len(chosen), self.index.sequence_length)
+        rows = StoredRows(np.empty(shape, np.int32), np.empty(shape, np.int16), np.full(shape, RESPONSE, np.uint8))
+        for index, (source, number) in enumerate(chosen):
+            shard, row = self._locate(source, split, number)
+            for name, array in self._open(shard).items():
+                getattr(rows, name)[index] = array[row]
+        return rows
 
     def verify(self) -> None:
         """Compare every shard with its recorded hash; raises `ValueError` naming the first that differs."""
@@ -250,11 +286,11 @@ class PackedCorpus:
         shard = int(np.searchsorted(starts, number, side="right")) - 1
         return shards[shard], int(number - starts[shard])
 
-    def _open(self, shard: ShardRecord) -> Any:
-        if shard.file not in self._files:
+    def _open(self, shard: ShardRecord) -> dict[str, NDArray[Any]]:
+        if shard.file not in self._arrays:
             check_shard(self.directory, shard)
-            self._files[shard.file] = safe_open(self.directory / shard.file, framework="np").__enter__()
-        return self._files[shard.file]
+            self._arrays[shard.file] = map_arrays(self.directory / shard.file)
+        return self._arrays[shard.file]
 
 
 def check_shard(directory: Path, shard: ShardRecord) -> None:

@@ -6,12 +6,14 @@ in tokens (positions of packed rows), counted from the last change of the weight
 Realised shares therefore never stray from the weights by more than a few rows.
 
 `MixedStream.cursor` is the whole state: a stream made with it serves exactly the rows that the other would have served next.
-There is one global order. Several workers take the same global batch, each its contiguous slice of rows, so that their
+Weights may change between any two rows; the cursor keeps all that were in force, and what they were learned from. There is one
+global order. Several workers take the same global batch, each its contiguous slice of rows, so that their
 number may change at any resume. A permutation is drawn anew when an epoch begins or a stream is resumed: O(rows of the
 source), about 8 bytes a row.
 """
 
 import hashlib
+import math
 from collections.abc import Mapping
 
 import numpy as np
@@ -37,7 +39,7 @@ class SourcePosition(BaseModel):
 class Mixture(BaseModel):
     """Weights, and when they began."""
 
-    model_config = ConfigDict(extra="forbid")
+    model_config = ConfigDict(extra="forbid", frozen=True)
 
     sample_index: int
     """The first row that they choose."""
@@ -45,6 +47,8 @@ class Mixture(BaseModel):
     """Shares of the tokens, summing to 1."""
     tokens: dict[str, int]
     """Tokens that each source had served when they began."""
+    learned_from: dict[str, float] = {}
+    """The figure of each source from which the weights were learned (see `wfray.train.mixing`); empty where they were given."""
 
 
 class Cursor(BaseModel):
@@ -103,26 +107,39 @@ class MixedStream:
         check_cursor(cursor, corpus, split, seed)
         self._cursor = cursor.model_copy(deep=True)
         self._permutations: dict[str, tuple[int, NDArray[np.int64]]] = {}
+        self._num_rows = {name: corpus.split(name, split).num_rows for name in corpus.source_names}
+        self._numbers = {name: number for number, name in enumerate(corpus.source_names)}
         if weights is not None:
             self.set_weights(weights)
 
     @property
     def cursor(self) -> Cursor:
         """The position before the next row: a copy, so a kept cursor does not move."""
-        return self._cursor.model_copy(deep=True)
+        positions = {name: position.model_copy() for name, position in self._cursor.sources.items()}
+        return self._cursor.model_copy(update={"sources": positions, "history": list(self._cursor.history)})
 
-    def set_weights(self, weights: Mapping[str, float]) -> None:
-        """Mix by `weights` from the next row on and record the change; equal weights change nothing.
+    @property
+    def weights(self) -> dict[str, float]:
+        """The shares in force, summing to 1, in the corpus's order."""
+        return dict(self._cursor.history[-1].weights)
+
+    def set_weights(self, weights: Mapping[str, float], learned_from: Mapping[str, float] | None = None) -> None:
+        """Mix by `weights` from the next row on and record the change; equal weights that were not learned change nothing.
+
+        Args:
+            weights: see the constructor.
+            learned_from: the figure of each source that the weights follow from; kept in the cursor's history.
 
         Raises:
             ValueError: see the constructor.
         """
         normalised = normalise(weights, self.corpus.source_names)
         history = self._cursor.history
-        if history and history[-1].weights == normalised:
+        if history and history[-1].weights == normalised and learned_from is None:
             return
         tokens = {name: position.tokens for name, position in self._cursor.sources.items()}
-        history.append(Mixture(sample_index=self._cursor.sample_index, weights=normalised, tokens=tokens))
+        start = self._cursor.sample_index
+        history.append(Mixture(sample_index=start, weights=normalised, tokens=tokens, learned_from=dict(learned_from or {})))
 
     def take(self, num_rows: int) -> PackedBatch:
         """The next `num_rows` rows as one batch, B = num_rows.
@@ -131,15 +148,25 @@ class MixedStream:
             ValueError: a shard that is needed was altered.
         """
         first = self._cursor.sample_index
-        sources, rows = zip(*(self._advance() for _ in range(num_rows)), strict=True)
-        read = [self.corpus.read_rows(source, self.split, [row]) for source, row in zip(sources, rows, strict=True)]
-        names = self.corpus.source_names
-        return make_batch(
-            np.concatenate([input_ids for input_ids, _ in read]),
-            np.concatenate([segment_ids for _, segment_ids in read]),
-            np.array([names.index(source) for source in sources], dtype=np.int16),
-            np.arange(first, first + num_rows, dtype=np.int64),
-        )
+        chosen = self.advance(num_rows)
+        return self._batch(chosen, np.arange(first, first + num_rows, dtype=np.int64))
+
+    def advance(self, num_rows: int) -> list[tuple[str, int]]:
+        """Step past the next `num_rows` rows without reading them; the source and number of each, in order."""
+        return [self._advance() for _ in range(num_rows)]
+
+    def peek(self, source: str, num_rows: int) -> PackedBatch:
+        """The rows of `source` that come next, read but not served: they keep their places, and have no number (-1) yet."""
+        position, size = self._cursor.sources[source], self._num_rows[source]
+        order = self._permutation(source, position.epoch)[position.row : position.row + num_rows]
+        for epoch in range(position.epoch + 1, position.epoch + 1 + math.ceil((num_rows - len(order)) / size)):
+            order = np.concatenate([order, permutation(size, self._cursor.seed, source, epoch)])
+        return self._batch([(source, int(row)) for row in order[:num_rows]], np.full(num_rows, -1, dtype=np.int64))
+
+    def _batch(self, chosen: list[tuple[str, int]], sample_index_B: NDArray[np.int64]) -> PackedBatch:
+        rows = self.corpus.read(self.split, chosen)
+        source_ids_B = np.array([self._numbers[source] for source, _ in chosen], dtype=np.int16)
+        return make_batch(rows.input_ids, rows.segment_ids, source_ids_B, sample_index_B, rows.marks)
 
     def _advance(self) -> tuple[str, int]:
         """Choose the next row, step past it and return its source and number."""
@@ -148,7 +175,7 @@ class MixedStream:
         row = int(self._permutation(name, position.epoch)[position.row])
         position.row += 1
         position.tokens += self.corpus.index.sequence_length
-        if position.row == self.corpus.split(name, self.split).num_rows:
+        if position.row == self._num_rows[name]:
             position.epoch, position.row = position.epoch + 1, 0
         self._cursor.sample_index += 1
         return name, row
@@ -165,8 +192,7 @@ class MixedStream:
 
     def _permutation(self, name: str, epoch: int) -> NDArray[np.int64]:
         if self._permutations.get(name, (-1,))[0] != epoch:
-            num_rows = self.corpus.split(name, self.split).num_rows
-            self._permutations[name] = (epoch, permutation(num_rows, self._cursor.seed, name, epoch))
+            self._permutations[name] = (epoch, permutation(self._num_rows[name], self._cursor.seed, name, epoch))
         return self._permutations[name][1]
 
 
@@ -200,12 +226,13 @@ def check_cursor(cursor: Cursor, corpus: PackedCorpus, split: Split, seed: int) 
             )
 
 
-def heldout(corpus: PackedCorpus, source: str, num_rows: int) -> PackedBatch:
-    """The first `num_rows` held-out rows of `source`, always the same.
+def heldout(corpus: PackedCorpus, source: str, num_rows: int, start: int = 0) -> PackedBatch:
+    """Held-out rows of `source`, always the same: `num_rows` of them from number `start` on.
 
     Raises:
         ValueError: there is no such source, or it has fewer held-out rows.
     """
-    input_ids, segment_ids = corpus.read_rows(source, "heldout", list(range(num_rows)))
-    source_id = corpus.source_names.index(source)
-    return make_batch(input_ids, segment_ids, np.full(num_rows, source_id, dtype=np.int16), np.arange(num_rows, dtype=np.int64))
+    numbers = np.arange(start, start + num_rows, dtype=np.int64)
+    rows = corpus.read_rows(source, "heldout", numbers.tolist())
+    source_ids_B = np.full(num_rows, corpus.source_names.index(source), dtype=np.int16)
+    return make_batch(rows.input_ids, rows.segment_ids, source_ids_B, numbers, rows.marks)

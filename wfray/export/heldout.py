@@ -34,7 +34,8 @@ def heldout_sequences(corpus: Path, num: int, max_tokens: int) -> list[list[int]
 def documents_of(corpus: PackedCorpus, source: str, max_tokens: int) -> Iterator[list[int]]:
     """The held-out documents of one source, row by row."""
     for number in range(corpus.split(source, "heldout").num_rows):
-        input_ids_1S, segment_ids_1S = corpus.read_rows(source, "heldout", [number])
+        rows = corpus.read_rows(source, "heldout", [number])
+        input_ids_1S, segment_ids_1S = rows.input_ids, rows.segment_ids
         for segment in range(1, segment_ids_1S.max() + 1):
             document = input_ids_1S[0, np.flatnonzero(segment_ids_1S[0] == segment)[:max_tokens]]
             if len(document) >= MIN_TOKENS:

@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from wfray.data.batch import make_batch
+from wfray.data.batch import CONTEXT, LABEL, NO_TARGET, RESPONSE, label_spans, make_batch
 
 
 def random_segments(generator: np.random.Generator, num_rows: int, length: int) -> np.ndarray:
@@ -42,3 +42,26 @@ def test_targets_and_positions_equal_a_slow_loop(seed: int) -> None:
         "sample_index": "int64",
     }
     assert batch["sample_index"].tolist() == list(range(100, 108))
+
+
+@pytest.mark.parametrize("seed", range(3))
+def test_context_is_never_predicted_and_labels_are_found(seed: int) -> None:
+    generator = np.random.default_rng(seed)
+    segments = random_segments(generator, 8, 23)
+    tokens = generator.integers(0, 50, size=segments.shape).astype(np.int32)
+    marks = generator.choice([CONTEXT, RESPONSE, LABEL], size=segments.shape).astype(np.uint8) * (segments > 0)
+    numbers = np.arange(8)
+    plain = make_batch(tokens, segments, numbers.astype(np.int16), numbers)
+    batch = make_batch(tokens, segments, numbers.astype(np.int16), numbers, marks)
+    spans = []
+    for b in range(8):
+        for s in range(23):
+            learned = s < 22 and plain["targets"][b, s] != NO_TARGET and marks[b, s + 1] != CONTEXT
+            assert batch["targets"][b, s] == (tokens[b, s + 1] if learned else NO_TARGET)
+            if marks[b, s] != LABEL:
+                continue
+            if s and marks[b, s - 1] == LABEL and segments[b, s - 1] == segments[b, s]:
+                spans[-1][2] += 1
+            else:
+                spans.append([b, s, s + 1])
+    assert label_spans(segments, marks).tolist() == spans

@@ -6,8 +6,9 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from wfray.data.batch import RESPONSE
 from wfray.data.packing import pack
-from wfray.data.shards import PackedCorpus, find_shard, write_shard
+from wfray.data.shards import PackedCorpus, find_shard, map_arrays, write_shard
 from wfray.runs import sha256_of
 
 
@@ -28,15 +29,36 @@ def test_rows_come_back_and_equal_rows_make_equal_files(tmp_path: Path, make_doc
 
 def test_rows_are_read_across_shards(corpus: PackedCorpus) -> None:
     num_rows = corpus.split("middle", "train").num_rows
-    input_ids, segment_ids = corpus.read_rows("middle", "train", list(range(num_rows)))
-    one_by_one = [corpus.read_rows("middle", "train", [row])[0] for row in reversed(range(num_rows))]
-    assert np.array_equal(np.concatenate(one_by_one[::-1]), input_ids)
-    assert input_ids.dtype == np.int32 and segment_ids.dtype == np.int16
-    assert np.count_nonzero(segment_ids) == corpus.split("middle", "train").num_text_tokens
+    rows = corpus.read_rows("middle", "train", range(num_rows))
+    one_by_one = [corpus.read_rows("middle", "train", [row]).input_ids for row in reversed(range(num_rows))]
+    assert np.array_equal(np.concatenate(one_by_one[::-1]), rows.input_ids)
+    assert rows.input_ids.dtype == np.int32 and rows.segment_ids.dtype == np.int16 and (rows.marks == RESPONSE).all()
+    assert np.count_nonzero(rows.segment_ids) == corpus.split("middle", "train").num_text_tokens
     with pytest.raises(ValueError, match="middle has .* train rows"):
         corpus.read_rows("middle", "train", [num_rows])
     with pytest.raises(ValueError, match="no source 'other'; it has: large, middle, small"):
         corpus.read_rows("other", "train", [0])
+
+
+def test_marks_travel_with_their_tokens_and_plain_shards_have_none(tmp_path: Path, make_documents: Callable) -> None:
+    documents = make_documents(1, 50, 40)
+    marks = [(document % 3).astype(np.uint8) for document in documents]
+    rows = pack(documents, 16, 0, marks)
+    kept = sorted(document[:16].tobytes() for document in documents)
+    assert sorted(piece.tobytes() for row in zip(rows.input_ids, rows.segment_ids, strict=True) for piece in pieces_of(*row)) == kept
+    for tokens, segments, row_marks in zip(rows.input_ids, rows.segment_ids, rows.marks, strict=True):
+        assert (row_marks == np.where(segments > 0, tokens % 3, 0)).all()
+    assert rows.num_documents == 50 and rows.num_text_tokens == sum(min(16, len(document)) for document in documents)
+    assert rows.num_cut_documents == sum(len(document) > 16 for document in documents) > 0
+    record = write_shard(tmp_path, "marked", rows)
+    assert find_shard(tmp_path, "marked") == record
+    assert np.array_equal(map_arrays(tmp_path / record.file)["marks"], rows.marks)
+    plain = write_shard(tmp_path, "plain", pack(documents, 16, 0))
+    assert set(map_arrays(tmp_path / plain.file)) == {"input_ids", "segment_ids"}
+
+
+def pieces_of(tokens: np.ndarray, segments: np.ndarray) -> list[np.ndarray]:
+    return [tokens[segments == segment] for segment in range(1, segments.max() + 1)]
 
 
 def test_an_altered_shard_is_named(corpus: PackedCorpus) -> None:

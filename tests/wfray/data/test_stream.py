@@ -1,10 +1,12 @@
 """The mixed stream: exactly once an epoch, exact resume, weights in tokens."""
 
 from collections import Counter, defaultdict
+from pathlib import Path
 
 import numpy as np
 import pytest
 
+from tests.wfray.data.conftest import SEQUENCE_LENGTH, write_corpus
 from wfray.data.batch import PackedBatch
 from wfray.data.shards import PackedCorpus
 from wfray.data.stream import Cursor, MixedStream, heldout
@@ -19,8 +21,8 @@ def rows_of(batch: PackedBatch) -> list[tuple[int, int, bytes]]:
 
 
 def all_rows(corpus: PackedCorpus, source: str) -> Counter[bytes]:
-    input_ids, _ = corpus.read_rows(source, "train", list(range(corpus.split(source, "train").num_rows)))
-    return Counter(row.tobytes() for row in input_ids)
+    rows = corpus.read_rows(source, "train", range(corpus.split(source, "train").num_rows))
+    return Counter(row.tobytes() for row in rows.input_ids)
 
 
 def test_each_epoch_of_each_source_is_the_packed_set_in_a_new_order(corpus: PackedCorpus) -> None:
@@ -89,6 +91,47 @@ def test_weights_may_change_and_their_history_is_kept(corpus: PackedCorpus) -> N
     assert rows_of(again.take(9)) == rows_of(stream.take(9))
 
 
+def test_what_weights_were_learned_from_is_kept_even_where_they_stay(corpus: PackedCorpus) -> None:
+    stream = MixedStream(corpus, seed=0)
+    stream.take(4)
+    stream.set_weights(stream.weights)
+    assert len(stream.cursor.history) == 1
+    stream.set_weights(stream.weights, learned_from={"large": 1.5, "middle": 0.0, "small": -2.0})
+    cursor = Cursor.model_validate_json(stream.cursor.model_dump_json())
+    assert cursor.history[-1].learned_from == {"large": 1.5, "middle": 0.0, "small": -2.0}
+    assert cursor == stream.cursor
+
+
+def test_shares_over_five_million_tokens_are_within_a_fifth_of_a_percent(tmp_path: Path) -> None:
+    """Of sources whose epochs last 3 to 400 rows; over the order alone, nothing is read."""
+    weights = {"a": 0.25, "b": 0.35, "c": 0.1, "d": 0.15, "e": 0.149, "f": 0.001}
+    corpus = write_corpus(tmp_path, dict(zip(weights, (200, 40, 3, 10, 1, 5), strict=True)), weights)
+    stream = MixedStream(corpus, seed=0)
+    switch = {"a": 0.6, "b": 0.0, "c": 0.1, "d": 0.1, "e": 0.1, "f": 0.1}
+    for mixed, tokens in ((weights, 5_000_000), (switch, 500_000)):
+        stream.set_weights(mixed)
+        num_rows = tokens // SEQUENCE_LENGTH
+        counts = Counter(source for source, _ in stream.advance(num_rows))
+        assert all(abs(counts[name] / num_rows - weight) < 2e-4 for name, weight in mixed.items())
+    epochs = {name: position.epoch for name, position in stream.cursor.sources.items()}
+    assert epochs["e"] > 20 * epochs["a"] > 0
+
+
+@pytest.mark.parametrize("num_rows", [1, 30, 200])
+def test_peeked_rows_are_the_next_ones_of_their_source(corpus: PackedCorpus, num_rows: int) -> None:
+    stream = MixedStream(corpus, seed=1)
+    stream.take(37)
+    peeked = stream.peek("small", num_rows)
+    assert (peeked["sample_index"] == -1).all()
+    before = stream.cursor
+    served = stream.take(num_rows * 8)
+    assert before == MixedStream(corpus, seed=1, cursor=before).cursor
+    of_source = served["source_ids"][:, 0] == 2
+    assert of_source.sum() >= num_rows
+    assert np.array_equal(served["input_ids"][of_source][:num_rows], peeked["input_ids"])
+    assert np.array_equal(served["targets"][of_source][:num_rows], peeked["targets"])
+
+
 def test_a_kept_cursor_does_not_move(corpus: PackedCorpus) -> None:
     stream = MixedStream(corpus, seed=0)
     stream.take(3)
@@ -99,8 +142,9 @@ def test_a_kept_cursor_does_not_move(corpus: PackedCorpus) -> None:
 
 def test_heldout_rows_are_the_held_out_shard(corpus: PackedCorpus) -> None:
     batch = heldout(corpus, "middle", 4)
-    input_ids, _ = corpus.read_rows("middle", "heldout", [0, 1, 2, 3])
-    assert np.array_equal(batch["input_ids"], input_ids)
+    rows = corpus.read_rows("middle", "heldout", range(4))
+    assert np.array_equal(batch["input_ids"], rows.input_ids)
+    assert np.array_equal(heldout(corpus, "middle", 2, start=2)["input_ids"], rows.input_ids[2:])
     assert (batch["source_ids"] == 1).all()
     with pytest.raises(ValueError, match="middle has .* heldout rows"):
         heldout(corpus, "middle", 1000)
