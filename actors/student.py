@@ -23,13 +23,14 @@ from wfray.objectives import StageLoss
 from wfray.objectives.relations import check_split
 from wfray.quant.determinism import use_deterministic_algorithms
 from wfray.runs.files import remove, write_aside
-from wfray.runs.metrics import MetricsLog
 from wfray.student import load_student, save_student
 from wfray.student.original import architecture_of
 from wfray.teacher import Fingerprint, SignalRequest
 from wfray.train import CheckpointStore, Collective, Feed, StepPlan, Trainer
 from wfray.train.loop import DTYPES
 from wfray.train.optimizer import make_optimizer
+from wfray.train.state import TrainingState
+from wfray.train.tracking import open_log
 
 WIRES = {"logits_kl": "hidden", "alignment": "layers", "attention_relations": "qkv"}
 
@@ -85,15 +86,16 @@ def run_worker(config: TrainConfig, directory: Path, student: Path, corpus: Path
     torch.nn.Module.to(model, "cuda" if torch.cuda.is_available() else "cpu")
     teacher = connect_teacher(config, packed, model)
     loss = StageLoss(config.objectives, teacher.head() if teacher else None, DTYPES[config.train.precision])
-    optimizer = make_optimizer(model, config.train.optimizer)
+    optimizer = make_optimizer(model, config.train)
     checkpoints = CheckpointStore(directory / "checkpoints", collective)
     newest = checkpoints.newest()
     progress = checkpoints.load(newest, model, optimizer) if newest else None
     done = progress.step if progress else 0
     stream = MixedStream(packed, "train", weights=config.weights, seed=config.train.seed, cursor=progress.cursor if progress else None)
     feed = Feed(stream, step_plan(config, packed.index.sequence_length, done), teacher, collective.rank, collective.world_size)
-    with MetricsLog(directory / ("metrics.jsonl" if collective.rank == 0 else f".rank{collective.rank}.jsonl"), done) as metrics:
-        Trainer(config, model, optimizer, loss, checkpoints, collective, metrics.write).run(feed)
+    state = progress.state if progress else TrainingState()
+    with open_log(config, directory, collective.rank, done) as log:
+        Trainer(config, model, optimizer, loss, checkpoints, collective, log, state).run(feed)
     if collective.rank == 0:
         with write_aside(directory / "student") as aside:
             save_student(model, aside, tokenizer_from=student)

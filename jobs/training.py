@@ -21,18 +21,25 @@ def run_training(config: TrainConfig) -> None:
         rows = read_metrics(stage.directory / "metrics.jsonl")
         stage.figures = summary(rows)
         stage.add_output(stage.directory / "student")
-    print(f"{config.stage}: loss {rows[0]['loss']:.3f} -> {rows[-1]['loss']:.3f} after {rows[-1]['tokens']:,} tokens")
+    figures = stage.figures
+    print(f"{config.stage}: loss {figures['first_loss']:.3f} -> {figures['last_loss']:.3f} after {figures['tokens']:,} tokens")
+    if stopped := figures.get("stopped"):
+        print(f"{config.stage}: ended early, {stopped}")
 
 
 def summary(rows: list[dict]) -> dict:
     """What the manifest says of a training stage."""
     speeds = sorted(row["tokens_per_second"] for row in rows)
+    losses = [row["loss"] for row in rows if "loss" in row]
+    ended = {"stopped": rows[-1]["stopped"]} if "stopped" in rows[-1] else {}
     return {
         "tokens": rows[-1]["tokens"],
         "steps": rows[-1]["step"],
-        "first_loss": rows[0]["loss"],
-        "last_loss": rows[-1]["loss"],
+        "first_loss": losses[0],
+        "last_loss": losses[-1],
+        "refused_steps": len(rows) - len(losses),
         "tokens_per_second": speeds[len(speeds) // 2],
         "data_wait_fraction": max(row["data_wait_fraction"] for row in rows[1:] or rows),
         "teacher_wait_fraction": sum(row["teacher_wait_fraction"] for row in rows) / len(rows),
+        **ended,
     }

@@ -3,11 +3,12 @@
 Budgets are in tokens (positions of packed rows, padding included), never in samples or steps.
 """
 
-from typing import Annotated, Literal, Self
+from typing import Annotated, Any, Literal, Self
 
 from pydantic import Field, NonNegativeFloat, NonNegativeInt, PositiveFloat, PositiveInt, model_validator
 
-from wfray.config.base import Config, StageConfig
+from wfray.config.base import Config, Location, StageConfig
+from wfray.config.optimizer import Clipping, EarlyStopping, FixedClipping, LearningRateSchedule, Optimizer, WeightAverage, ZClip
 
 
 class Ramp(Config):
@@ -77,30 +78,6 @@ class Quantization(Config):
         return self
 
 
-class AdamW(Config):
-    """AdamW on float32 master weights."""
-
-    kind: Literal["adamw"] = "adamw"
-    learning_rate: PositiveFloat
-    """The peak."""
-    beta1: float = Field(0.9, ge=0, lt=1)
-    beta2: float = Field(0.95, ge=0, lt=1)
-    eps: PositiveFloat = 1e-8
-    weight_decay: NonNegativeFloat = 0.0
-    """On matrices only; norms and biases never decay."""
-
-
-class LearningRateSchedule(Config):
-    """Linear warm-up, then the shape, down to `final_fraction` of the peak."""
-
-    shape: Literal["cosine", "wsd", "constant"] = "cosine"
-    warmup_fraction: float = Field(0.02, ge=0, lt=1)
-    """Part of the stage's steps."""
-    decay_fraction: float = Field(0.2, gt=0, le=1)
-    """`wsd`: the last part of the steps, in which the rate falls linearly."""
-    final_fraction: float = Field(0.1, ge=0, le=1)
-
-
 class TeacherUse(Config):
     """The teacher application that this stage asks for signals."""
 
@@ -109,6 +86,16 @@ class TeacherUse(Config):
     """Batches asked for ahead of the student, per worker."""
     timeout_seconds: PositiveFloat = 120.0
     """How long to wait for the application or for one answer before the job stops."""
+
+
+class Tracking(Config):
+    """The same figures as metrics.jsonl in Weights & Biases."""
+
+    project: str = Field(min_length=1)
+    entity: str | None = None
+    """The W&B user or team; None: the key's own."""
+    mode: Literal["auto", "offline", "online"] = "auto"
+    """`auto`: online where WANDB_API_KEY is set, else offline, to be sent later with `wandb sync`."""
 
 
 class Training(Config):
@@ -123,18 +110,56 @@ class Training(Config):
     seed: int = 0
     precision: Literal["bfloat16", "float32"] = "bfloat16"
     """Of the forward and backward products; master weights and optimizer states are float32."""
-    gradient_clip: PositiveFloat = 1.0
-    """Largest global gradient norm."""
     gradient_checkpointing: bool = False
+    """Keep the inputs of each layer only and compute the rest again in the backward pass: less memory, a third more work."""
     checkpoint_every_tokens: PositiveInt
     """Distance of checkpoints; a killed job redoes at most this."""
-    optimizer: AdamW
+    optimizer: Optimizer
+    clipping: Clipping = FixedClipping()
     schedule: LearningRateSchedule = Field(default_factory=lambda: LearningRateSchedule.model_validate({}))
+    average: WeightAverage | None = None
+    """None: the weights themselves are saved."""
+    early_stopping: EarlyStopping | None = None
+    gradient_ratio_every_steps: PositiveInt | None = None
+    """How often to log the gradient norm of each weighted term over that of cross-entropy; each time costs one forward and backward
+    pass a term on one micro-batch."""
     num_workers: PositiveInt = 1
     threads: PositiveInt | None = None
     """CPU threads of one worker; None leaves it to torch. Losses repeat to the bit for equal numbers only."""
     max_failures: NonNegativeInt = 2
     """Crashed workers that are replaced before the job gives up."""
+
+    @model_validator(mode="before")
+    @classmethod
+    def default_kinds(cls, tree: Any) -> Any:
+        """An optimizer that names no kind is AdamW, a clipping that names none is fixed."""
+        if not isinstance(tree, dict):
+            return tree
+        defaults = {"optimizer": "adamw", "clipping": "fixed"}
+        return tree | {name: {"kind": kind, **tree[name]} for name, kind in defaults.items() if isinstance(tree.get(name), dict)}
+
+    @model_validator(mode="after")
+    def check(self) -> Self:
+        if self.tokens < self.batch_tokens:
+            raise ValueError(f"tokens {self.tokens} is less than one step (batch_tokens {self.batch_tokens})")
+        if self.checkpoint_every_tokens < self.batch_tokens:
+            raise ValueError(f"checkpoint_every_tokens {self.checkpoint_every_tokens} is less than one step ({self.batch_tokens})")
+        if isinstance(self.clipping, ZClip) and self.clipping.warmup_steps >= self.num_steps:
+            raise ValueError(f"clipping.warmup_steps {self.clipping.warmup_steps} leaves none of the stage's {self.num_steps} steps")
+        if stop := self.early_stopping:
+            if stop.every_tokens < self.batch_tokens:
+                raise ValueError(f"early_stopping.every_tokens {stop.every_tokens} is less than one step ({self.batch_tokens})")
+            if stop.every_tokens * (stop.patience + 1) >= self.tokens:
+                raise ValueError(
+                    f"early_stopping could never end the stage: {stop.patience} measurements after the first, {stop.every_tokens} "
+                    f"tokens apart, are not over before its {self.tokens} tokens are; lower every_tokens or patience"
+                )
+        return self
+
+    @property
+    def num_steps(self) -> int:
+        """Optimizer steps in the budget, whole ones only."""
+        return self.tokens // self.batch_tokens
 
 
 class TrainConfig(StageConfig):
@@ -150,6 +175,8 @@ class TrainConfig(StageConfig):
     quantization: Quantization = Quantization()
     objectives: list[Objective] = Field(min_length=1)
     train: Training
+    tracking: Annotated[Tracking | None, Location()] = None
+    """None: metrics.jsonl alone. It is no part of what the stage is."""
 
     @model_validator(mode="after")
     def check(self) -> Self:
@@ -161,13 +188,14 @@ class TrainConfig(StageConfig):
             raise ValueError(f"objectives {', '.join(needs_teacher)} need a teacher: add `teacher: {{application: teacher}}`")
         if self.teacher is not None and not needs_teacher:
             raise ValueError("a teacher is named but no objective uses it: remove `teacher` or add an objective")
-        if self.train.tokens < self.train.batch_tokens:
-            raise ValueError(f"train.tokens {self.train.tokens} is less than one step (train.batch_tokens {self.train.batch_tokens})")
-        if self.quantization.warmup_tokens > self.train.tokens:
+        last_step_starts = (self.num_steps - 1) * self.train.batch_tokens
+        if self.quantization.warmup_tokens > last_step_starts:
             raise ValueError(
-                f"quantization.warmup_tokens {self.quantization.warmup_tokens} exceeds train.tokens {self.train.tokens}: "
-                "lambda would never reach 1 and the student would not be ternary"
+                f"quantization.warmup_tokens {self.quantization.warmup_tokens} leaves none of train.tokens {self.train.tokens} at "
+                "lambda 1: the student would not be ternary; lower it"
             )
+        if self.train.gradient_ratio_every_steps and not ("cross_entropy" in kinds and len(kinds) > 1):
+            raise ValueError("train.gradient_ratio_every_steps compares other objectives to cross_entropy: add them or set it to null")
         return self
 
     @property
@@ -177,5 +205,5 @@ class TrainConfig(StageConfig):
 
     @property
     def num_steps(self) -> int:
-        """Optimizer steps in the budget, the last one whole."""
-        return self.train.tokens // self.train.batch_tokens
+        """Optimizer steps in the budget."""
+        return self.train.num_steps

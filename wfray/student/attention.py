@@ -7,6 +7,7 @@ mask exists. Positions of padding form a segment of their own and carry no loss.
 Without segments (generation of one sequence) it is plain causal attention over the key-value cache.
 """
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
@@ -47,6 +48,10 @@ class AttentionCapture:
     states: tuple[Tensor, Tensor, Tensor] | None = None
 
 
+AttentionObserver = Callable[[int, Tensor, Tensor, Segments], None]
+"""Is shown every layer's index, Q [B, heads, T, head_dim], K [B, kv heads, T, head_dim] and the segments."""
+
+
 def segments_attention(
     module: nn.Module,
     query_BHTD: Tensor,
@@ -57,6 +62,7 @@ def segments_attention(
     dropout: float = 0.0,
     segments: Segments | None = None,
     capture: AttentionCapture | None = None,
+    observe: AttentionObserver | None = None,
     **unused: Any,
 ) -> tuple[Tensor, None]:
     """transformers' attention interface; returns the mixed values as [B, T, heads, head_dim].
@@ -68,6 +74,8 @@ def segments_attention(
         raise ValueError("segment attention knows neither sliding windows nor dropout: set both off in the model's config")
     if capture is not None and capture.layer == module.layer_idx:
         capture.states = (query_BHTD, key_BKTD, value_BKTD)
+    if observe is not None and segments is not None:
+        observe(module.layer_idx, query_BHTD, key_BKTD, segments)  # type: ignore[arg-type]
     num_queries, num_keys = query_BHTD.shape[2], key_BKTD.shape[2]
     if segments is None:
         if 1 < num_queries < num_keys:

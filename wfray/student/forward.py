@@ -6,7 +6,7 @@ import torch
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
-from wfray.student.attention import AttentionCapture, Segments
+from wfray.student.attention import AttentionCapture, AttentionObserver, Segments
 from wfray.student.families import decoder_layers
 
 
@@ -22,7 +22,14 @@ class BodyOutput:
     """Q and K after QK-norm and RoPE, and V, of one layer, [B, heads, T, head_dim] each."""
 
 
-def run_body(model: PreTrainedModel, batch: dict[str, Tensor], *, with_layers: bool = False, qkv_layer: int | None = None) -> BodyOutput:
+def run_body(
+    model: PreTrainedModel,
+    batch: dict[str, Tensor],
+    *,
+    with_layers: bool = False,
+    qkv_layer: int | None = None,
+    observe: AttentionObserver | None = None,
+) -> BodyOutput:
     """Run everything but the LM head.
 
     Args:
@@ -30,6 +37,7 @@ def run_body(model: PreTrainedModel, batch: dict[str, Tensor], *, with_layers: b
         batch: tensors `input_ids`, `position_ids`, `segment_ids`, each [B, T] of integers.
         with_layers: return the output of every layer.
         qkv_layer: return Q, K and V of this layer.
+        observe: is shown Q and K of every layer.
     """
     capture = None if qkv_layer is None else AttentionCapture(qkv_layer)
     layers: list[Tensor] = []
@@ -39,6 +47,7 @@ def run_body(model: PreTrainedModel, batch: dict[str, Tensor], *, with_layers: b
         position_ids=batch["position_ids"].long(),
         segments=Segments.of(batch["segment_ids"]),
         capture=capture,
+        observe=observe,
         use_cache=False,
     )
     for hook in hooks:

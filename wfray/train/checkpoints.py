@@ -16,6 +16,7 @@ from torch import Tensor, nn
 from wfray.data.stream import Cursor
 from wfray.runs.files import flush_tree, remove
 from wfray.train.collective import Collective
+from wfray.train.state import TrainingState
 
 
 class Progress(BaseModel):
@@ -25,6 +26,7 @@ class Progress(BaseModel):
     """Steps done."""
     tokens: int
     cursor: Cursor
+    state: TrainingState = TrainingState()
 
 
 class CheckpointStore:

@@ -1,10 +1,13 @@
 """Sums over the workers of a stage; with one worker, nothing happens."""
 
 from collections.abc import Iterable
+from typing import Any, TypeVar
 
 import torch
 import torch.distributed as dist
-from torch import nn
+from torch import Tensor, nn
+
+T = TypeVar("T")
 
 
 class Collective:
@@ -30,6 +33,19 @@ class Collective:
         tensor = torch.tensor([values[name] for name in sorted(values)], dtype=torch.float64)
         dist.all_reduce(tensor)
         return dict(zip(sorted(values), tensor.tolist(), strict=True))
+
+    def maximum_(self, tensor: Tensor) -> None:
+        """Replace every element by its largest value over the workers."""
+        if self.world_size > 1:
+            dist.all_reduce(tensor, dist.ReduceOp.MAX)
+
+    def gather(self, value: T) -> list[T]:
+        """The values of all workers, by rank."""
+        if self.world_size == 1:
+            return [value]
+        values: list[Any] = [None] * self.world_size
+        dist.all_gather_object(values, value)
+        return values
 
     def barrier(self) -> None:
         """Wait until every worker is here."""

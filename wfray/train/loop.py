@@ -1,30 +1,46 @@
 """The training loop of stages 1.9, 2 and 3: the stage's objectives on micro-batches, one optimizer step a global batch.
 
+    for each micro-batch: forward, backward; at the end of its step:
+        refuse the step if loss or gradient is not finite, else clip, step, QK-clip, average
+        measure for early stopping, log, checkpoint
+
 Master weights, gradients and optimizer states are float32; products run in bfloat16 under autocast. Gradients are sums over the
 global batch's tokens divided by its number of targets, so cutting it into micro-batches or over workers changes the order of
 summation only. For equal configuration, seed and number of threads the losses repeat to the bit, also across a restart.
 """
 
 import math
-import time
 from collections.abc import Callable
 from dataclasses import dataclass, field
+from functools import partial
 from typing import Any
 
 import torch
+from torch import Tensor
 from transformers import PreTrainedModel
 
+from wfray.config.optimizer import MuonClip
 from wfray.config.train import TrainConfig
 from wfray.objectives.stage_loss import StageLoss
 from wfray.quant import hold_codes, lambda_at, release_codes, set_lambda
 from wfray.student.forward import lm_head_weight, run_body
+from wfray.train.average import averaged, swap_average, update_average
 from wfray.train.checkpoints import CheckpointStore, Progress
+from wfray.train.clipping import Clipper, global_norm
 from wfray.train.collective import Collective
 from wfray.train.feed import Feed, MicroBatch
+from wfray.train.memory import explain_out_of_memory
 from wfray.train.optimizer import set_learning_rate
+from wfray.train.pace import Pace
+from wfray.train.qk_clip import QKClip
+from wfray.train.ratios import gradient_ratios
 from wfray.train.schedule import learning_rate_factor
+from wfray.train.state import RandomState, TrainingState
+from wfray.train.stopping import EarlyStop, HeldoutLoss
 
 DTYPES = {"bfloat16": torch.bfloat16, "float32": torch.float32}
+MAX_REFUSED = 3
+"""Steps in a row that may not be finite before the run stops."""
 
 
 @dataclass
@@ -39,78 +55,148 @@ class Trainer:
     collective: Collective
     log: Callable[..., None]
     """Called with each step's figures, on rank 0 only."""
-    sums: dict[str, float] = field(default_factory=dict)
+    state: TrainingState = field(default_factory=TrainingState)
+    """As the checkpoint has it from which the stage goes on."""
+
+    def __post_init__(self) -> None:
+        train = self.config.train
+        self.precision = DTYPES[train.precision]
+        self.clipper = Clipper(train.clipping, self.state.clipping)
+        self.qk_clip = QKClip(self.model, train.optimizer, self.collective) if isinstance(train.optimizer, MuonClip) else None
+        self.early_stop: EarlyStop | None = None
+        self.sums: dict[str, float] = {}
+        self.ratios: dict[str, float] = {}
 
     def run(self, feed: Feed) -> None:
-        """Train to the end of the feed, checkpointing on the way."""
-        self.model.train()
+        """Train to the end of the feed or until early stopping ends the stage; the model then has the weights to be saved.
+
+        Raises:
+            FloatingPointError: three steps in a row were not finite.
+            ValueError: memory ran out, or there are too few held-out rows.
+        """
+        self._resume(feed)
+        with explain_out_of_memory(self.config.train):
+            self._train(feed)
+        if self.config.train.average:
+            swap_average(self.optimizer)
+
+    def _train(self, feed: Feed) -> None:
         self._begin_step(feed.plan.first_step)
-        started, waited = time.perf_counter(), (0.0, 0.0)
+        pace = Pace(feed)
         for micro in feed:
             self._accumulate(micro)
             if not micro.is_last:
                 continue
-            figures = self._update(micro.step)
-            elapsed = time.perf_counter() - started
-            waits = (feed.data_seconds - waited[0], feed.teacher_seconds - waited[1])
-            self._log(micro.step, figures, elapsed, waits)
+            figures = self._update(micro.step) | pace.figures(self.config.train.batch_tokens)
+            if self.early_stop and self._lambda(micro.step) == 1:
+                figures |= self.early_stop.after_step(micro.step, figures.get("loss"))
+            self._log(micro.step, figures)
             self._checkpoint(micro)
-            started, waited = time.perf_counter(), (feed.data_seconds, feed.teacher_seconds)
-            if micro.step + 1 < self.config.num_steps:
-                self._begin_step(micro.step + 1)
+            if "stopped" in figures or micro.step + 1 == self.config.num_steps:
+                return
+            pace.start()
+            self._begin_step(micro.step + 1)
+
+    def _resume(self, feed: Feed) -> None:
+        """Everything as it stood before the step to come."""
+        self.model.train()
+        if len(self.state.random) == self.collective.world_size:
+            self.state.random[self.collective.rank].restore()
+        if stop := self.config.train.early_stopping:
+            corpus = feed.stream.corpus
+            heldout = HeldoutLoss(corpus, self.config.weights or corpus.weights, stop) if stop.kind == "heldout" else None
+            measure = partial(self._heldout_loss, heldout) if heldout else None
+            self.early_stop = EarlyStop(stop, self.state.stopping, self.config.train.batch_tokens, measure)
+
+    def _lambda(self, step: int) -> float:
+        return lambda_at(self.config.quantization, step * self.config.train.batch_tokens)
 
     def _begin_step(self, step: int) -> None:
         train = self.config.train
-        set_lambda(self.model, lambda_at(self.config.quantization, step * train.batch_tokens))
+        set_lambda(self.model, self._lambda(step))
         factor = learning_rate_factor(train.schedule, step, self.config.num_steps)
         set_learning_rate(self.optimizer, train.optimizer.learning_rate * factor)
-        hold_codes(self.model, DTYPES[train.precision])
-        self.sums = {}
+        hold_codes(self.model, self.precision)
+        self.sums, self.ratios = {}, {}
 
     def _accumulate(self, micro: MicroBatch) -> None:
         """Forward and backward of one micro-batch."""
-        precision = DTYPES[self.config.train.precision]
-        with torch.autocast(self.model.device.type, dtype=precision, enabled=precision != torch.float32):
-            output = run_body(self.model, micro.batch, with_layers=self.loss.needs_layers, qkv_layer=self.loss.qkv_layer)
-            head_VC = lm_head_weight(self.model)
-            progress = micro.step / self.config.num_steps
-            loss, parts = self.loss(output, head_VC, micro.batch, micro.signals, micro.num_targets, progress)
+        every = self.config.train.gradient_ratio_every_steps
+        if every and not self.sums and micro.step % every == 0:
+            self.ratios = gradient_ratios(self.model, self.loss.objectives, lambda kind: self._forward(micro, only=kind)[0])
+        loss, parts = self._forward(micro)
         loss.backward()
         for name, value in {"loss": loss.item(), **parts}.items():
             self.sums[name] = self.sums.get(name, 0.0) + value
 
-    def _update(self, step: int) -> dict[str, float]:
-        """Clip, step, and return the step's figures.
+    def _forward(self, micro: MicroBatch, **only: str) -> tuple[Tensor, dict[str, float]]:
+        """The loss of a micro-batch, or of one of its terms, and its parts."""
+        observe = self.qk_clip.observe if self.qk_clip and micro.is_last and not only else None
+        with torch.autocast(self.model.device.type, dtype=self.precision, enabled=self.precision != torch.float32):
+            layers, qkv_layer = self.loss.needs_layers, self.loss.qkv_layer
+            output = run_body(self.model, micro.batch, with_layers=layers, qkv_layer=qkv_layer, observe=observe)
+            head_VC = lm_head_weight(self.model)
+            progress = micro.step / self.config.num_steps
+            return self.loss(output, head_VC, micro.batch, micro.signals, micro.num_targets, progress, **only)
+
+    def _update(self, step: int) -> dict[str, Any]:
+        """Take the step or refuse it; its figures."""
+        self.collective.sum_gradients(self.model.parameters())
+        figures: dict[str, Any] = self.collective.sum_floats(self.sums) | self.ratios
+        norm = global_norm(self.model.parameters())
+        release_codes(self.model)
+        if math.isfinite(figures["loss"]) and math.isfinite(norm):
+            figures |= self._take(norm)
+        else:
+            figures = self._refuse(step, figures["loss"], norm)
+        self.optimizer.zero_grad(set_to_none=True)
+        return {**figures, "learning_rate": self.optimizer.param_groups[0]["lr"]}
+
+    def _take(self, norm: float) -> dict[str, float]:
+        figures = {"gradient_norm": norm, "clipped_norm": self.clipper.clip(self.model.parameters(), norm)}
+        self.optimizer.step()
+        if self.qk_clip:
+            figures["attention_logit"] = self.qk_clip.clip()
+        if average := self.config.train.average:
+            update_average(self.optimizer, average.decay)
+        self.state.num_refused = 0
+        return figures
+
+    def _refuse(self, step: int, loss: float, norm: float) -> dict[str, Any]:
+        """Leave weights, optimizer, average and statistics as they are, and go on with the stream.
 
         Raises:
-            FloatingPointError: the loss or the gradient is not finite; the weights stay as they were.
+            FloatingPointError: it is the third step in a row.
         """
-        self.collective.sum_gradients(self.model.parameters())
-        figures = self.collective.sum_floats(self.sums)
-        norm = torch.nn.utils.clip_grad_norm_(self.model.parameters(), self.config.train.gradient_clip, foreach=True).item()
-        if not math.isfinite(figures["loss"]) or not math.isfinite(norm):
+        if self.qk_clip:
+            self.qk_clip.forget()
+        self.state.num_refused += 1
+        reason = f"step {step + 1}: loss {loss} and gradient norm {norm} must be finite"
+        if self.state.num_refused >= min(MAX_REFUSED, self.config.num_steps):
             raise FloatingPointError(
-                f"step {step + 1}: loss {figures['loss']} and gradient norm {norm} must be finite; lower train.optimizer.learning_rate. "
+                f"{reason}, as in the {self.state.num_refused - 1} steps before; lower train.optimizer.learning_rate. "
                 f"Last good checkpoint: {self.checkpoints.newest() or 'none, the stage starts from its parent'}"
             )
-        release_codes(self.model)
-        self.optimizer.step()
-        self.optimizer.zero_grad(set_to_none=True)
-        return {**figures, "gradient_norm": norm, "learning_rate": self.optimizer.param_groups[0]["lr"]}
+        return {"refused": reason}
 
-    def _log(self, step: int, figures: dict[str, float], seconds: float, waits: tuple[float, float]) -> None:
+    def _heldout_loss(self, heldout: HeldoutLoss) -> float:
+        """Of the weights that would be saved; every worker measures the same rows, and all agree on the mean."""
+        with averaged(self.optimizer, is_on=self.config.train.average is not None):
+            loss = heldout.measure(self.model, self.config.train.micro_rows, self.precision)
+        return self.collective.sum_floats({"loss": loss})["loss"] / self.collective.world_size
+
+    def _log(self, step: int, figures: dict[str, Any]) -> None:
         if self.collective.rank:
             return
         train, num_steps = self.config.train, self.config.num_steps
         row: dict[str, Any] = {"step": step + 1, "num_steps": num_steps, "tokens": (step + 1) * train.batch_tokens, **figures}
-        row["lambda"] = lambda_at(self.config.quantization, step * train.batch_tokens)
-        row["tokens_per_second"] = round(train.batch_tokens / seconds, 1)
-        row["data_wait_fraction"], row["teacher_wait_fraction"] = (round(wait / seconds, 4) for wait in waits)
-        self.log(**row, progress=(step + 1) / num_steps)
+        row["lambda"] = self._lambda(step)
+        self.log(**row, progress=1.0 if "stopped" in figures else (step + 1) / num_steps)
 
     def _checkpoint(self, micro: MicroBatch) -> None:
         """Commit a checkpoint at every interval; the end of the stage is saved as the student instead."""
         done, train = micro.step + 1, self.config.train
-        every = max(1, train.checkpoint_every_tokens // train.batch_tokens)
-        if done % every == 0 and done < self.config.num_steps:
-            self.checkpoints.save(self.model, self.optimizer, Progress(step=done, tokens=done * train.batch_tokens, cursor=micro.cursor))
+        if done % (train.checkpoint_every_tokens // train.batch_tokens) == 0 and done < self.config.num_steps:
+            self.state.random = self.collective.gather(RandomState.capture())
+            progress = Progress(step=done, tokens=done * train.batch_tokens, cursor=micro.cursor, state=self.state.model_copy(deep=True))
+            self.checkpoints.save(self.model, self.optimizer, progress)

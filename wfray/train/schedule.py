@@ -2,7 +2,7 @@
 
 import math
 
-from wfray.config.train import LearningRateSchedule
+from wfray.config.optimizer import LearningRateSchedule
 
 
 def learning_rate_factor(schedule: LearningRateSchedule, step: int, num_steps: int) -> float:

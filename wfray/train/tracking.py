@@ -1,0 +1,77 @@
+"""Where a stage's figures go: `metrics.jsonl` always, Weights & Biases besides where `tracking` is configured.
+
+W&B writes in a process of its own, so a step waits for a queue and not for a disk or network. The id of its run is kept in the
+stage's directory: a restarted job goes on in the same run, and a stage that is done anew begins another. Steps that a
+resumed job computes again have the same figures; W&B keeps those that it has.
+"""
+
+import os
+import uuid
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any, Literal
+
+from wfray.config.train import Tracking, TrainConfig
+from wfray.runs.metrics import MetricsLog
+
+RUN_ID = "wandb_run_id"
+Log = Callable[..., None]
+
+
+@contextmanager
+def open_log(config: TrainConfig, directory: Path, rank: int, resume_step: int) -> Iterator[Log]:
+    """Yield the function that logs a row of figures, for the worker `rank` of the stage in `directory`, resumed after `resume_step`.
+
+    Raises:
+        ValueError: W&B is to be online without a key.
+    """
+    with MetricsLog(directory / ("metrics.jsonl" if rank == 0 else f".rank{rank}.jsonl"), resume_step) as metrics:
+        if config.tracking is None or rank != 0:
+            yield metrics.write
+            return
+        with start_wandb(config, config.tracking, directory) as run:
+
+            def log(**row: Any) -> None:
+                metrics.write(**row)
+                run.log(row, step=row["step"])
+
+            yield log
+
+
+def start_wandb(config: TrainConfig, tracking: Tracking, directory: Path) -> Any:
+    """Begin the W&B run of a stage, or go on with it; its files lie in `directory/wandb`."""
+    # Importing it takes a second that only those who use it should pay.
+    import wandb
+
+    return wandb.init(
+        project=tracking.project,
+        entity=tracking.entity,
+        id=run_id(directory),
+        resume="allow",
+        name=f"{directory.parent.name}/{directory.name}",
+        group=directory.parent.name,
+        job_type=config.stage,
+        config=config.model_dump(mode="json"),
+        dir=directory,
+        mode=mode_of(tracking),
+        settings=wandb.Settings(console="off", silent=True),
+    )
+
+
+def run_id(directory: Path) -> str:
+    """The id of the stage's W&B run, made on the first call."""
+    path = directory / RUN_ID
+    if not path.exists():
+        path.write_text(uuid.uuid4().hex[:16], encoding="utf-8")
+    return path.read_text(encoding="utf-8")
+
+
+def mode_of(tracking: Tracking) -> Literal["online", "offline"]:
+    """`online` or `offline`; raises `ValueError` where online was asked for without a key."""
+    has_key = bool(os.environ.get("WANDB_API_KEY"))
+    if tracking.mode == "online" and not has_key:
+        raise ValueError("tracking.mode online needs a key: set WANDB_API_KEY, or set tracking.mode=offline and run `wandb sync` later")
+    if tracking.mode == "auto":
+        return "online" if has_key else "offline"
+    return tracking.mode
