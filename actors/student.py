@@ -32,8 +32,6 @@ from wfray.train.optimizer import make_optimizer
 from wfray.train.state import TrainingState
 from wfray.train.tracking import open_log
 
-WIRES = {"logits_kl": "hidden", "alignment": "layers", "attention_relations": "qkv"}
-
 
 def train_student(config: TrainConfig, directory: Path, student: Path, corpus: Path) -> None:
     """Run a training stage to its end: `directory/student` is the trained student.
@@ -130,9 +128,7 @@ def connect_teacher(config: TrainConfig, corpus: PackedCorpus, model: PreTrained
     if config.teacher is None:
         return None
     relations = next((objective for objective in config.objectives if isinstance(objective, AttentionRelations)), None)
-    wires = [WIRES[objective.kind] for objective in config.objectives if objective.kind in WIRES]
-    request = SignalRequest.model_validate({"wires": wires, "qkv_layer": relations.layer if relations else None})
-    client = TeacherClient(config.teacher, request)
+    client = TeacherClient(config.teacher, SignalRequest.of(config.objectives, config.train.seed))
     check_teacher(client.fingerprint(), config, corpus, model.config)
     if relations:
         shape = architecture_of(model.config)

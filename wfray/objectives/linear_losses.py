@@ -1,30 +1,39 @@
-"""Cross-entropy and full-vocabulary KL computed together with the LM head's product, chunk by chunk of tokens.
+"""Cross-entropy and KL against a teacher, computed together with the LM head's product, chunk by chunk of tokens.
 
-No [tokens, vocabulary] tensor exists, forward or backward: each chunk's logits are formed, both losses and their gradient
-with respect to the logits are taken from them at once, the gradients of the hidden states and of the head are accumulated, and
-the chunk is dropped. Backward only scales what forward left. With `z` the student's and `u` the teacher's logits of one token:
+No [tokens, vocabulary] tensor exists, forward or backward: a chunk's logits are formed, both losses and their gradient with
+respect to the logits are taken from them at once and written over them, the gradients of the hidden states and of the head are
+accumulated, and the next chunk takes the same memory. Backward only scales what forward left. With `z` the student's logits:
 
-    CE  = logsumexp(z) - z[target]                                    d CE / dz = softmax(z) - onehot(target)
-    KL  = sum_v p_v (log p_v - log q_v),  p = softmax(u/T), q = softmax(z/T)   d KL / dz = (q - p) / T
+    CE = logsumexp(z) - z[target]                         d CE / dz = softmax(z) - onehot(target)
+    KL(teacher || student) at z / T: see `soft_targets`   d KL / dz = (d KL / ds) / T, times T^2 if asked (Hinton)
 
-Both are means over the tokens that have a target; KL is multiplied by T^2 if asked (Hinton). Peak extra memory is
-`4 * chunk * V` bytes a live buffer (at most four), instead of that times `tokens / chunk`. Products run in the head's dtype
-(bfloat16 in training), softmax and sums in float32.
+Both are means over the tokens that have a target. The four products (student, teacher, two gradients) are those of the plain
+implementation, none is repeated; they run in the head's dtype (bfloat16 in training), softmax and sums in at least float32.
+
+A chunk is large enough (`CHUNK_TOKENS`) that adding its product to the head's gradient, a pass over memory, is a few percent of
+the products. Within a chunk the pointwise work goes by tiles of rows that stay in the processor's cache: in float32 over a whole
+chunk it would wait for memory as long as the products take. Peak extra memory: two chunks of logits in the products' dtype, four tiles,
+one product of the head's gradient and the head in the products' dtype.
 """
 
+import math
 from dataclasses import dataclass
 from typing import Any
 
 import torch
 from torch import Tensor
 
-CHUNK_BYTES = 100 * 2**20
-"""Target size of one float32 logits chunk; smaller ones spend more time adding to the head's gradient."""
+from wfray.objectives.soft_targets import SoftTargets, Teacher, TeacherHead, exponentiate_, soft_targets
+
+CHUNK_TOKENS = 1024
+"""Most tokens of one chunk; chunks are of nearly equal size."""
+TILE_BYTES = {"cpu": 3 * 2**20, "cuda": 128 * 2**20}
+"""Of one working copy of a tile: four of them fit a CPU's last cache; a GPU wants few, large kernels."""
 
 
 @dataclass(frozen=True)
 class LinearLosses:
-    """Result of `linear_losses`: `total` carries the gradient, the parts are for logs."""
+    """Result of `linear_losses`: `total` carries the gradient, the parts are for logs, 0 where they were not asked for."""
 
     total: Tensor
     cross_entropy: float
@@ -32,15 +41,23 @@ class LinearLosses:
 
 
 @dataclass(frozen=True)
-class TeacherHead:
-    """The teacher's side of the KL term."""
+class Task:
+    """What `_LinearLosses` computes beside its two differentiable inputs."""
 
-    hidden_TC: Tensor
-    """The teacher's last hidden states, aligned with the student's tokens."""
-    weight_VC: Tensor
-    """Its LM head."""
-    temperature: float = 1.0
-    tau_squared: bool = True
+    targets_T: Tensor
+    num_targets: int
+    ce_weight: float | None
+    kl_weight: float | None
+    teacher: Teacher | None
+    kl_factor: float
+    """What the KL is multiplied by: the squared temperature, or 1."""
+    dtype: torch.dtype
+    chunk_tokens: int
+
+    @property
+    def num_logits(self) -> int:
+        """Chunks of logits held at once: the student's, and the teacher's where it sends hidden states."""
+        return 2 if isinstance(self.teacher, TeacherHead) else 1
 
 
 def linear_losses(
@@ -49,112 +66,154 @@ def linear_losses(
     targets_T: Tensor,
     num_targets: int,
     *,
-    ce_weight: float,
-    kl_weight: float = 0.0,
-    teacher: TeacherHead | None = None,
+    ce_weight: float | None = None,
+    kl_weight: float | None = None,
+    teacher: Teacher | None = None,
+    tau_squared: bool = True,
     dtype: torch.dtype = torch.float32,
-    chunk_bytes: int = CHUNK_BYTES,
+    chunk_tokens: int | None = None,
 ) -> LinearLosses:
     """`ce_weight * CE + kl_weight * KL`, without logits in memory.
 
     Args:
         hidden_TC: the LM head's input, tokens in any order.
-        weight_VC: the student's LM head.
+        weight_VC: the student's LM head; one that needs no gradient costs one product less.
         targets_T: the token to be predicted from each position, -100 where there is none.
         num_targets: the number that the sums are divided by: targets of the whole global batch.
-        teacher: needed when `kl_weight` is not 0.
+        ce_weight, kl_weight: None: the loss is not evaluated.
+        teacher: its signal, aligned with the tokens; needed for the KL. It states the temperature.
+        tau_squared: multiply the KL by the squared temperature.
         dtype: of the products.
-        chunk_bytes: of one float32 chunk of logits.
+        chunk_tokens: most tokens whose logits are formed at once; None: `CHUNK_TOKENS`.
+
+    Raises:
+        ValueError: a KL without a teacher.
     """
-    keep = targets_T != -100
-    if teacher is not None:
-        teacher = TeacherHead(teacher.hidden_TC[keep], teacher.weight_VC, teacher.temperature, teacher.tau_squared)
-    total, ce, kl = _LinearLosses.apply(
-        hidden_TC[keep], weight_VC, targets_T[keep].long(), num_targets, ce_weight, kl_weight, teacher, dtype, chunk_bytes
-    )
+    if kl_weight is not None and teacher is None:
+        raise ValueError("linear_losses: kl_weight needs a teacher")
+    kl_factor = teacher.temperature**2 if teacher is not None and tau_squared else 1.0
+    if kl_weight is None:
+        teacher = None
+    task = Task(targets_T, num_targets, ce_weight, kl_weight, teacher, kl_factor, dtype, chunk_tokens or CHUNK_TOKENS)
+    with torch.autocast(hidden_TC.device.type, enabled=False):
+        total, ce, kl = _LinearLosses.apply(hidden_TC, weight_VC, task)
     return LinearLosses(total, ce.item(), kl.item())
 
 
 class _LinearLosses(torch.autograd.Function):
     @staticmethod
-    def forward(
-        ctx: Any,
-        hidden_TC: Tensor,
-        weight_VC: Tensor,
-        targets_T: Tensor,
-        num_targets: int,
-        ce_weight: float,
-        kl_weight: float,
-        teacher: TeacherHead | None,
-        dtype: torch.dtype,
-        chunk_bytes: int,
-    ) -> tuple[Tensor, Tensor, Tensor]:
-        head_VC = weight_VC.detach().to(dtype)
-        wants_gradient = ctx.needs_input_grad[0] or ctx.needs_input_grad[1]
-        grad_hidden = torch.zeros_like(hidden_TC) if wants_gradient else None
-        grad_head = torch.zeros_like(weight_VC, dtype=torch.float32) if wants_gradient else None
-        ce_sum = hidden_TC.new_zeros((), dtype=torch.float64)
-        kl_sum = ce_sum.clone()
-        chunk = max(1, chunk_bytes // (4 * weight_VC.shape[0]))
-        for start in range(0, hidden_TC.shape[0], chunk):
-            part = slice(start, start + chunk)
-            h = hidden_TC[part].detach().to(dtype)
-            logits = (h @ head_VC.t()).float()
-            grad_logits = torch.zeros_like(logits) if kl_weight and ce_weight else None
-            if kl_weight:
-                assert teacher is not None
-                kl, slope = kl_chunk(logits, teacher, part, dtype)
-                kl_sum += kl
-                grad_logits = slope.mul_(kl_weight / num_targets)
-            if ce_weight or not kl_weight:
-                ce, slope = cross_entropy_chunk(logits, targets_T[part])
-                ce_sum += ce
-                slope.mul_(ce_weight / num_targets)
-                grad_logits = slope if grad_logits is None else grad_logits.add_(slope)
-            if grad_hidden is not None and grad_head is not None and grad_logits is not None:
-                slope_low = grad_logits.to(dtype)
-                grad_hidden[part] = (slope_low @ head_VC).to(grad_hidden.dtype)
-                grad_head += slope_low.t() @ h
-        ctx.save_for_backward(grad_hidden, grad_head)
-        ctx.weight_dtype = weight_VC.dtype
-        ce, kl = ce_sum / num_targets, kl_sum / num_targets
-        return (ce_weight * ce + kl_weight * kl).float(), ce, kl
+    def forward(ctx: Any, hidden_TC: Tensor, weight_VC: Tensor, task: Task) -> tuple[Tensor, Tensor, Tensor]:
+        head_VC = weight_VC.detach().to(task.dtype)
+        gradients = Gradients(hidden_TC, weight_VC, *ctx.needs_input_grad[:2])
+        sums = torch.zeros(2, dtype=torch.float64, device=hidden_TC.device)
+        chunks = chunks_of(task)
+        memory = Memory.of(head_VC, len(chunks[0]) if chunks else 0, task.num_logits)
+        for tokens in chunks:
+            hidden_NC = hidden_TC.detach().index_select(0, tokens).to(task.dtype)
+            logits_NV = torch.mm(hidden_NC, head_VC.t(), out=memory.logits_NV[0][: len(tokens)])
+            soft = None if task.teacher is None else soft_targets(task.teacher, tokens, memory.logits_NV[-1], memory.tiles_TV[1:])
+            sums += chunk_losses_(logits_NV, task.targets_T[tokens].long(), soft, memory.tiles_TV[0], task)
+            gradients.add(tokens, logits_NV, hidden_NC, head_VC)
+        ctx.save_for_backward(*gradients.result())
+        ce, kl = sums / task.num_targets
+        return ((task.ce_weight or 0.0) * ce + (task.kl_weight or 0.0) * kl).float(), ce, kl
 
     @staticmethod
     def backward(ctx: Any, grad_total: Tensor, *unused: Tensor) -> tuple[Tensor | None, ...]:
-        grad_hidden, grad_head = ctx.saved_tensors
         scale = grad_total.item()
-        if scale != 1.0:
-            grad_hidden, grad_head = grad_hidden * scale, grad_head * scale
-        return grad_hidden, grad_head.to(ctx.weight_dtype), None, None, None, None, None, None, None
+        return *(gradient if gradient is None or scale == 1.0 else gradient * scale for gradient in ctx.saved_tensors), None
 
 
-def cross_entropy_chunk(logits_TV: Tensor, targets_T: Tensor) -> tuple[Tensor, Tensor]:
-    """Sum of the cross-entropies and their gradient, which takes the place of `logits_TV`."""
-    rows = torch.arange(len(targets_T), device=targets_T.device)
-    largest_T1 = logits_TV.amax(dim=-1, keepdim=True)
-    shifted = logits_TV.sub_(largest_T1)
-    picked_T = shifted[rows, targets_T]
-    slope = shifted.exp_()
-    total_T1 = slope.sum(dim=-1, keepdim=True)
-    slope.mul_(total_T1.reciprocal())
-    slope[rows, targets_T] -= 1.0
-    return (total_T1.squeeze(-1).log() - picked_T).double().sum(), slope
+@dataclass(frozen=True)
+class Memory:
+    """What every chunk uses anew: fresh memory costs a visit to the operating system for every page."""
+
+    logits_NV: list[Tensor]
+    """In the products' dtype, [chunk, V] each: the student's logits, then their gradient; the teacher's, where they are formed."""
+    tiles_TV: list[Tensor]
+    """In working precision, [rows of a tile, V] each: one, or three where the teacher's logits are formed."""
+
+    @classmethod
+    def of(cls, head_VC: Tensor, chunk: int, num_logits: int) -> "Memory":
+        """For chunks of at most `chunk` tokens."""
+        working = torch.promote_types(head_VC.dtype, torch.float32)
+        rows = max(1, min(chunk, TILE_BYTES[head_VC.device.type] // (working.itemsize * len(head_VC))))
+        tiles_TV = [head_VC.new_empty(rows, len(head_VC), dtype=working) for _ in range(2 * num_logits - 1)]
+        return cls([head_VC.new_empty(chunk, len(head_VC)) for _ in range(num_logits)], tiles_TV)
 
 
-def kl_chunk(logits_TV: Tensor, teacher: TeacherHead, part: slice, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
-    """Sum of KL(teacher || student) and its gradient, a new tensor."""
-    temperature = teacher.temperature
-    teacher_TV = (teacher.hidden_TC[part].to(dtype) @ teacher.weight_VC.to(dtype).t()).float()
-    log_p = log_softmax_(teacher_TV.div_(temperature))
-    log_q = log_softmax_(logits_TV.div(temperature))
-    p = log_p.exp()
-    kl = log_p.sub_(log_q).mul_(p).sum(dim=-1).double().sum()
-    slope = log_q.exp_().sub_(p).mul_(temperature if teacher.tau_squared else 1.0 / temperature)
-    return kl * (temperature**2 if teacher.tau_squared else 1.0), slope
+class Gradients:
+    """Gradients of the hidden states and of the head, where they are needed; the head's adds up in at least float32."""
+
+    def __init__(self, hidden_TC: Tensor, weight_VC: Tensor, needs_hidden: bool, needs_weight: bool) -> None:
+        self.weight_VC, self.needs_weight = weight_VC.detach(), needs_weight
+        self.hidden_TC = torch.zeros_like(hidden_TC) if needs_hidden else None
+        self.sum_VC: Tensor | None = None
+        self.product_VC: Tensor | None = None
+
+    def add(self, tokens: Tensor, slope_NV: Tensor, hidden_NC: Tensor, head_VC: Tensor) -> None:
+        """Add what a chunk contributes through the gradient of its logits."""
+        if self.hidden_TC is not None:
+            self.hidden_TC.index_copy_(0, tokens, (slope_NV @ head_VC).to(self.hidden_TC.dtype))
+        if not self.needs_weight:
+            return
+        if self.product_VC is None or self.sum_VC is None:
+            self.product_VC = slope_NV.t() @ hidden_NC
+            self.sum_VC = self.product_VC.to(torch.promote_types(hidden_NC.dtype, torch.float32), copy=True)
+        else:
+            self.sum_VC.add_(torch.mm(slope_NV.t(), hidden_NC, out=self.product_VC))
+
+    def result(self) -> tuple[Tensor | None, Tensor | None]:
+        """Both, in the dtypes of the inputs."""
+        if not self.needs_weight:
+            return self.hidden_TC, None
+        return self.hidden_TC, torch.zeros_like(self.weight_VC) if self.sum_VC is None else self.sum_VC.to(self.weight_VC.dtype)
 
 
-def log_softmax_(logits_TV: Tensor) -> Tensor:
-    """The log-probabilities, in place of the logits."""
-    logits_TV.sub_(logits_TV.amax(dim=-1, keepdim=True))
-    return logits_TV.sub_(logits_TV.exp().sum(dim=-1, keepdim=True).log())
+def chunks_of(task: Task) -> tuple[Tensor, ...]:
+    """The positions of tokens that have a target, in runs of nearly equal length."""
+    tokens_N = (task.targets_T != -100).nonzero().squeeze(-1)
+    return tokens_N.tensor_split(math.ceil(len(tokens_N) / task.chunk_tokens)) if len(tokens_N) else ()
+
+
+def chunk_losses_(logits_NV: Tensor, targets_N: Tensor, soft: SoftTargets | None, tile_TV: Tensor, task: Task) -> Tensor:
+    """Sums of the cross-entropies and of the KLs [2]; their weighted gradient takes the place of the logits."""
+    sums = torch.zeros(2, dtype=torch.float64, device=logits_NV.device)
+    for start in range(0, len(logits_NV), len(tile_TV)):
+        rows = slice(start, min(start + len(tile_TV), len(logits_NV)))
+        logits_TV = tile_TV[: rows.stop - start].copy_(logits_NV[rows])
+        ce_T, kl_T, slope_TV = tile_losses_(logits_TV, targets_N[rows], rows, soft, task)
+        logits_NV[rows] = slope_TV
+        sums += torch.stack([ce_T.double().sum(), kl_T.double().sum()])
+    return sums
+
+
+def tile_losses_(logits_TV: Tensor, targets_T: Tensor, rows: slice, soft: SoftTargets | None, task: Task) -> tuple[Tensor, Tensor, Tensor]:
+    """Cross-entropies [T], KLs [T] and the gradient of their weighted sum, of a tile whose logits are consumed.
+
+    At temperature 1 one softmax serves both.
+    """
+    hard = (task.ce_weight or 0.0) / task.num_targets
+    weight = (task.kl_weight or 0.0) * task.kl_factor / task.num_targets
+    label_T1 = targets_T[:, None]
+    picked_T1 = logits_TV.gather(1, label_T1)
+    kl_T = picked_T1.new_zeros(len(targets_T))
+    warm_TV: Tensor | None = None
+    if soft is None:
+        lse_T1, slope_TV = cross_entropy_(logits_TV, hard)
+    elif soft.temperature == 1.0:
+        lse_T1, kl_T, slope_TV = soft.losses(rows, logits_TV, hard, weight)
+    else:
+        _, kl_T, warm_TV = soft.losses(rows, logits_TV / soft.temperature, 0.0, weight / soft.temperature)
+        if task.ce_weight is None:
+            return torch.zeros_like(kl_T), kl_T * task.kl_factor, warm_TV
+        lse_T1, slope_TV = cross_entropy_(logits_TV, hard)
+        slope_TV.add_(warm_TV)
+    slope_TV.scatter_add_(1, label_T1, torch.full_like(picked_T1, -hard))
+    return (lse_T1 - picked_T1).squeeze(-1), kl_T * task.kl_factor, slope_TV
+
+
+def cross_entropy_(logits_TV: Tensor, weight: float) -> tuple[Tensor, Tensor]:
+    """logsumexp [T, 1] and `weight * softmax`, in place of the logits."""
+    lse_T1, total_T1 = exponentiate_(logits_TV)
+    return lse_T1, logits_TV.mul_(weight / total_T1)

@@ -8,18 +8,29 @@ over A in {Q, K, V}:
   is made unit length, `R = softmax(A A^T)` at temperature 1, no causal mask.
 
 A row is a token, its relations are to the tokens of its own document only. Q and K come after QK-norm and RoPE, V raw.
-The tensors are [L, L] a document and head, never [S, S].
+
+The relations are [L, L] a document and head, never [S, S], and only one group of them exists at a time: documents of like
+length are taken together, filled up to the longest, as long as a group stays in the processor's cache, and the gradient with respect
+to A is formed on the way: with `D = (R_s - R_t) / heads` it is `(D + D^T) A`, times the scale. Products are in float32 whatever
+the training's precision: relations of unit vectors are nearly flat, and bfloat16 would round their differences away.
 """
 
-from collections.abc import Iterable
+from collections.abc import Sequence
+from typing import Any
 
 import torch
 from torch import Tensor
-from torch.nn import functional as F
 
 from wfray.student.attention import Segments
 
 States = tuple[Tensor, Tensor, Tensor]
+
+GROUP_ELEMENTS = {"cpu": 2**19, "cuda": 2**26}
+"""Elements of one tensor of relations: a CPU's last cache holds six; a GPU wants few, large kernels."""
+MOST_FILLING = 1.3
+"""A group's relations are at most this many times those of its documents."""
+NOTHING = -1e30
+"""The logit of a filled-up column: finite, so that differences of logarithms stay 0."""
 
 
 def relation_loss(student: States, teacher: States, segments: Segments, split_heads: int | None) -> tuple[Tensor, int]:
@@ -31,30 +42,109 @@ def relation_loss(student: States, teacher: States, segments: Segments, split_he
         segments: the documents; those of one token have no relations and are left out.
         split_heads: see the module docstring.
     """
+    length, device = student[0].shape[2], student[0].device
+    spans = [(row * length + start, end - start) for row, start, end in segments.documents if end - start > 1]
     total = student[0].new_zeros((), dtype=torch.float32)
-    num_tokens = 0
-    for row, start, end in segments.documents:
-        if end - start < 2:
-            continue
-        num_tokens += end - start
+    with torch.autocast(device.type, enabled=False):
         for ours, theirs in zip(student, teacher, strict=True):
-            log_r_s = log_relations(ours[row, :, start:end].float(), split_heads)
-            log_r_t = log_relations(theirs[row, :, start:end].float(), split_heads)
-            kl_HL = (log_r_t.exp() * (log_r_t - log_r_s)).sum(dim=-1)
-            total = total + kl_HL.mean(dim=0).sum()
-    return total, num_tokens
+            num_heads = split_heads or ours.shape[1]
+            groups = group_documents(spans, GROUP_ELEMENTS[device.type] // num_heads)
+            total = total + _Relations.apply(ours, theirs.to(device), groups, num_heads, split_heads is not None)
+    return total, sum(size for _, size in spans)
 
 
-def log_relations(states_HLD: Tensor, split_heads: int | None) -> Tensor:
-    """log R [relation heads, L, L] of one document."""
-    if split_heads is None:
-        return (states_HLD @ states_HLD.transpose(-1, -2) * states_HLD.shape[-1] ** -0.5).log_softmax(dim=-1)
-    joined_LC = states_HLD.transpose(0, 1).flatten(1)
-    unit = F.normalize(joined_LC.unflatten(1, (split_heads, -1)).transpose(0, 1), dim=-1)
-    return (unit @ unit.transpose(-1, -2)).log_softmax(dim=-1)
+def group_documents(spans: Sequence[tuple[int, int]], most_elements: int) -> list[list[tuple[int, int]]]:
+    """Documents of like length together, the longest first.
+
+    Args:
+        spans: (first position, length) of each.
+        most_elements: of the [L, L] matrices of one group.
+    """
+    groups: list[list[tuple[int, int]]] = []
+    useful = 0
+    for span in sorted(spans, key=lambda span: (-span[1], span[0])):
+        filled = (len(groups[-1]) + 1) * groups[-1][0][1] ** 2 if groups else 0
+        if groups and filled <= min(most_elements, MOST_FILLING * (useful + span[1] ** 2)):
+            groups[-1].append(span)
+            useful += span[1] ** 2
+        else:
+            groups.append([span])
+            useful = span[1] ** 2
+    return groups
 
 
-def check_split(widths: Iterable[int], split_heads: int | None) -> None:
+class _Relations(torch.autograd.Function):
+    @staticmethod
+    def forward(
+        ctx: Any, ours_BHTD: Tensor, theirs_BHTD: Tensor, groups: list[list[tuple[int, int]]], num_heads: int, is_unit: bool
+    ) -> Tensor:
+        ours_HND, theirs_HND = (by_relation_head(states.detach(), num_heads) for states in (ours_BHTD, theirs_BHTD))
+        scale = 1.0 if is_unit else ours_HND.shape[-1] ** -0.5
+        if is_unit:
+            norm_HN1, ours_HND = unit(ours_HND)
+            theirs_HND = unit(theirs_HND)[1]
+        grad_HND = torch.zeros_like(ours_HND)
+        total = torch.zeros((), dtype=torch.float64, device=ours_HND.device)
+        for group in groups:
+            positions_GL, is_real_GL = positions_of(group, ours_HND.device)
+            step = max(1, GROUP_ELEMENTS[ours_HND.device.type] // (positions_GL.numel() * positions_GL.shape[1]))
+            for first in range(0, num_heads, step):
+                heads = slice(first, first + step)
+                ours, theirs = ours_HND[heads][:, positions_GL], theirs_HND[heads][:, positions_GL]
+                loss, slope = group_loss(ours, theirs, is_real_GL, scale, num_heads)
+                total += loss
+                grad_HND[heads, positions_GL[is_real_GL]] = slope[:, is_real_GL]
+        if is_unit:
+            grad_HND = (grad_HND - ours_HND * (ours_HND * grad_HND).sum(dim=-1, keepdim=True)) / norm_HN1
+        batch, _, length, _ = ours_BHTD.shape
+        ctx.save_for_backward(grad_HND.permute(1, 0, 2).reshape(batch, length, *ours_BHTD.shape[1::2]).transpose(1, 2).to(ours_BHTD.dtype))
+        return total.float()
+
+    @staticmethod
+    def backward(ctx: Any, grad_total: Tensor) -> tuple[Tensor | None, ...]:
+        (gradient,) = ctx.saved_tensors
+        return gradient * grad_total.to(gradient.dtype), None, None, None, None
+
+
+def by_relation_head(states_BHTD: Tensor, num_heads: int) -> Tensor:
+    """Joined and cut anew: [relation heads, B * T, width], at least float32."""
+    joined_NC = states_BHTD.transpose(1, 2).flatten(2).flatten(0, 1)
+    joined_NC = joined_NC.to(torch.promote_types(joined_NC.dtype, torch.float32))
+    return joined_NC.unflatten(1, (num_heads, -1)).transpose(0, 1).contiguous()
+
+
+def unit(states_HND: Tensor) -> tuple[Tensor, Tensor]:
+    """Norms and unit vectors; 0 stays 0."""
+    norm_HN1 = states_HND.norm(dim=-1, keepdim=True).clamp(min=1e-12)
+    return norm_HN1, states_HND / norm_HN1
+
+
+def positions_of(group: Sequence[tuple[int, int]], device: torch.device) -> tuple[Tensor, Tensor]:
+    """Positions of a group's tokens, filled up with the last of each document, and which are real: [documents, longest] each."""
+    steps_L = torch.arange(group[0][1], device=device)
+    starts_G1, lengths_G1 = torch.tensor(group, device=device).T[:, :, None]
+    return starts_G1 + torch.minimum(steps_L, lengths_G1 - 1), steps_L < lengths_G1
+
+
+def group_loss(ours_HGLD: Tensor, theirs_HGLD: Tensor, is_real_GL: Tensor, scale: float, num_heads: int) -> tuple[Tensor, Tensor]:
+    """The KL of some heads summed over the tokens of a group and divided by all heads, and its gradient with respect to `ours`."""
+    log_s, log_t = (log_relations(states, is_real_GL, scale) for states in (ours_HGLD, theirs_HGLD))
+    r_t = log_t.exp()
+    kl_HGL = torch.einsum("hgij,hgij->hgi", r_t, log_t.sub_(log_s))
+    difference = log_s.exp_().sub_(r_t).mul_(is_real_GL.to(log_s.dtype)[:, :, None] * (scale / num_heads))
+    slope = torch.matmul(difference, ours_HGLD) + torch.matmul(difference.transpose(-1, -2), ours_HGLD)
+    return (kl_HGL * is_real_GL).double().sum() / num_heads, slope
+
+
+def log_relations(states_HGLD: Tensor, is_real_GL: Tensor, scale: float) -> Tensor:
+    """log R [heads, documents, L, L]."""
+    products = torch.matmul(states_HGLD * scale, states_HGLD.transpose(-1, -2))
+    if not is_real_GL.all():
+        products.masked_fill_(~is_real_GL[:, None, :], NOTHING)
+    return products.log_softmax(dim=-1)
+
+
+def check_split(widths: Sequence[int], split_heads: int | None) -> None:
     """Raise `ValueError` when Q, K or V cannot be cut into `split_heads` slices.
 
     Args:

@@ -11,9 +11,10 @@ from torch import Tensor, nn
 
 from wfray.config.train import Alignment, AttentionRelations, LogitsKL, Objective
 from wfray.objectives.alignment import alignment_loss
-from wfray.objectives.linear_losses import TeacherHead, linear_losses
+from wfray.objectives.linear_losses import linear_losses
 from wfray.objectives.ramp import ramp_at
 from wfray.objectives.relations import relation_loss
+from wfray.objectives.soft_targets import Teacher, TeacherHead
 from wfray.student.attention import Segments
 from wfray.student.forward import BodyOutput
 from wfray.teacher.signals import Signals
@@ -47,14 +48,32 @@ class StageLoss(nn.Module):
         signals: Signals,
         num_targets: int,
         progress: float,
+        only: str | None = None,
     ) -> tuple[Tensor, dict[str, float]]:
-        """Args: the body's output, the LM head, the micro-batch, its teacher signals, targets in the global batch, progress in 0..1."""
-        weights: dict[str, float] = {kind: ramp_at(objective.weight, progress) for kind, objective in self.objectives.items()}
+        """The loss of one micro-batch.
+
+        Args:
+            output: of the student's body, with what `needs_layers` and `qkv_layer` ask for.
+            head_VC: the student's LM head.
+            batch: the micro-batch.
+            signals: of the teacher.
+            num_targets: targets in the global batch.
+            progress: of the stage, 0..1.
+            only: kind of the one objective to evaluate, with its weight; None: all.
+
+        Raises:
+            ValueError: the stage has no objective `only`, or a signal does not fit its objective.
+        """
+        if only is not None and only not in self.objectives:
+            raise ValueError(f"the stage has no objective {only!r}: choose one of {', '.join(self.objectives)}")
+        chosen = {kind: objective for kind, objective in self.objectives.items() if only in (None, kind)}
+        weights: dict[str, float] = {kind: ramp_at(objective.weight, progress) for kind, objective in chosen.items()}
         loss, parts = self._linear(output, head_VC, batch, signals, num_targets, weights)
-        if isinstance(objective := self.objectives.get("alignment"), Alignment):
-            part = alignment_loss(output.layers, list(signals["layers"]), batch["targets"] != -100, num_targets, objective.layers)
+        if isinstance(objective := chosen.get("alignment"), Alignment):
+            mask_BT = batch["targets"] != -100
+            part = alignment_loss(output.layers, list(signals["layers"]), mask_BT, num_targets, objective.layers, objective.distance)
             loss, parts["alignment"] = loss + weights["alignment"] * part, part.item()
-        if isinstance(objective := self.objectives.get("attention_relations"), AttentionRelations):
+        if isinstance(objective := chosen.get("attention_relations"), AttentionRelations):
             assert output.qkv is not None
             summed, _ = relation_loss(output.qkv, signals["qkv"], Segments.of(batch["segment_ids"]), objective.split_heads)
             part = summed / num_targets
@@ -70,19 +89,34 @@ class StageLoss(nn.Module):
         num_targets: int,
         weights: dict[str, float],
     ) -> tuple[Tensor, dict[str, float]]:
-        teacher = None
-        if isinstance(objective := self.objectives.get("logits_kl"), LogitsKL):
-            assert self.teacher_head_VC is not None
-            teacher = TeacherHead(signals["hidden"].flatten(0, 1), self.teacher_head_VC, objective.temperature, objective.tau_squared)
+        """Cross-entropy and the KL of logits, in one pass."""
+        ce_weight, kl_weight = weights.get("cross_entropy"), weights.get("logits_kl")
+        if ce_weight is None and kl_weight is None:
+            return head_VC.new_zeros((), dtype=torch.float32), {}
+        objective = self.objectives.get("logits_kl")
         losses = linear_losses(
             output.hidden_BTC.flatten(0, 1),
             head_VC,
             batch["targets"].flatten(),
             num_targets,
-            ce_weight=weights.get("cross_entropy", 0.0),
-            kl_weight=weights.get("logits_kl", 0.0),
-            teacher=teacher,
+            ce_weight=ce_weight,
+            kl_weight=kl_weight,
+            teacher=self._teacher(objective, signals) if isinstance(objective, LogitsKL) and kl_weight is not None else None,
+            tau_squared=isinstance(objective, LogitsKL) and objective.tau_squared,
             dtype=self.dtype,
         )
         measured = {"cross_entropy": losses.cross_entropy, "logits_kl": losses.logits_kl}
-        return losses.total, {kind: value for kind, value in measured.items() if kind in self.objectives}
+        return losses.total, {kind: value for kind, value in measured.items() if kind in weights}
+
+    def _teacher(self, objective: LogitsKL, signals: Signals) -> Teacher:
+        """The signal that the objective names, its positions in one axis."""
+        if objective.signal == "hidden":
+            assert self.teacher_head_VC is not None
+            return TeacherHead(signals["hidden"].flatten(0, 1), self.teacher_head_VC, objective.temperature)
+        signal = signals["topk"] if objective.signal == "topk" else signals["sampled"]
+        if signal.temperature != objective.temperature:
+            raise ValueError(
+                f"the teacher's {objective.signal} was made at temperature {signal.temperature}, logits_kl is at {objective.temperature}: "
+                "what was left out cannot be tempered again; ask the teacher at the same temperature"
+            )
+        return signal.at(-1)

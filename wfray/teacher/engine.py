@@ -1,5 +1,7 @@
 """The transformers engine: a full-precision model on this process's device that answers signal requests.
 
+Cut-down signals are made from a few rows of logits at a time; [tokens, vocabulary] exists for the wire `logits` alone.
+
 A request is answered by one forward pass over exactly its rows, never merged with another one, so an answer depends on nothing
 but the request: kernels choose their blocking by the number of rows, and other rows would change the last bits.
 """
@@ -15,7 +17,8 @@ from wfray.data.tokenizer import load_directory_tokenizer, tokenizer_sha256
 from wfray.runs.files import sha256_of
 from wfray.student.checkpoint import load_original
 from wfray.student.forward import lm_head_weight, run_body
-from wfray.teacher.signals import Fingerprint, SignalRequest, encode
+from wfray.teacher.signals import Fingerprint, SignalRequest, encode, encode_sparse
+from wfray.teacher.sparse import sample_of, top_k_of, uniforms
 
 DTYPES = {"bfloat16": torch.bfloat16, "float32": torch.float32}
 
@@ -47,7 +50,7 @@ class TransformersEngine:
             batch: `input_ids`, `position_ids`, `segment_ids` of packed rows, [B, T] each.
 
         Raises:
-            ValueError: the rows are longer than the model's context.
+            ValueError: the rows are longer than the model's context, or more ids are asked for than the vocabulary has.
         """
         if batch["input_ids"].shape[1] > self.fingerprint.max_length:
             raise ValueError(f"rows of {batch['input_ids'].shape[1]} tokens exceed the teacher's context of {self.fingerprint.max_length}")
@@ -67,7 +70,21 @@ class TransformersEngine:
             arrays["logits"] = output.hidden_BTC @ lm_head_weight(self.model).t()
         if output.qkv is not None:
             arrays.update(zip(("q", "k", "v"), output.qkv, strict=True))
-        return {name: encode(tensor) for name, tensor in arrays.items()}
+        encoded = {name: encode(tensor) for name, tensor in arrays.items()}
+        return {**encoded, **self.sparse_signals(batch["input_ids"], output.hidden_BTC, request)}
+
+    def sparse_signals(self, input_ids_BT: np.ndarray, hidden_BTC: Tensor, request: SignalRequest) -> dict[str, np.ndarray]:
+        """The arrays of the wires `topk` and `sampled`, as far as they are asked for."""
+        arrays: dict[str, np.ndarray] = {}
+        head_VC, k = lm_head_weight(self.model), request.num_ids or 0
+        if k >= len(head_VC):
+            raise ValueError(f"num_ids {k} must be less than the teacher's vocabulary of {len(head_VC)}")
+        if "topk" in request.wires:
+            arrays.update(encode_sparse(top_k_of(hidden_BTC, head_VC, k, request.temperature), len(head_VC)))
+        if "sampled" in request.wires:
+            uniform_BT = uniforms(input_ids_BT, request.seed).to(hidden_BTC.device)
+            arrays.update(encode_sparse(sample_of(hidden_BTC, head_VC, k, request.temperature, uniform_BT), len(head_VC)))
+        return arrays
 
     def head(self) -> np.ndarray:
         """The LM head [V, C] as bfloat16 bits."""

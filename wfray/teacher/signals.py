@@ -1,24 +1,37 @@
 """The wire between teacher and student: numpy arrays aligned with a packed batch's positions, bfloat16 as its uint16 bits.
 
-| wire | arrays | bytes a token (hidden size d, L layers) |
+| wire | arrays | bytes a token (hidden size d, L layers, k ids of i bytes) |
 |---|---|---|
 | `hidden` | last hidden state after the final norm [B, T, d] | 2 d |
 | `layers` | output of every decoder layer [L, B, T, d] | 2 d L |
 | `qkv` | Q, K (after QK-norm and RoPE) and V of one layer [B, heads, T, head_dim] | 2 (q + k + v widths) |
+| `topk` | ids [B, T, k], log-probabilities of these and of the rest [B, T, k + 1] | k i + 2 (k + 1) |
+| `sampled` | ids and weights [B, T, k], entropy [B, T] | k (i + 2) + 2 |
 | `logits` | [B, T, V], the reference | 2 V |
 
 `hidden` is exact for losses over the whole vocabulary: the student's side holds the teacher's LM head and forms logits chunk by
-chunk. Numpy crosses Ray's object store without a copy; torch tensors do not.
+chunk. The other two are cut down, see `sparse`; ids take 2 bytes up to a vocabulary of 65,536 and 4 beyond, probabilities are
+float16: at V = 49,152 `topk` of 64 is 258 bytes a token, `sampled` of 16 is 66, `hidden` of SmolLM2-135M 1,152. Both belong to
+the temperature that they were made at, which travels with them.
+
+Numpy crosses Ray's object store without a copy; torch tensors do not.
 """
 
-from typing import Any, Literal, TypedDict
+from collections.abc import Sequence
+from typing import Any, Literal, Self, TypedDict
 
 import numpy as np
 import torch
-from pydantic import BaseModel
+from pydantic import BaseModel, NonNegativeInt, PositiveFloat, PositiveInt, model_validator
 from torch import Tensor
 
-Wire = Literal["hidden", "layers", "qkv", "logits"]
+from wfray.config.train import Alignment, AttentionRelations, LogitsKL, Objective
+from wfray.teacher.sparse import Sampled, TopK
+
+Wire = Literal["hidden", "layers", "qkv", "topk", "sampled", "logits"]
+
+LOWEST_LOG = -60000.0
+"""What stands for the logarithm of 0: the lowest that float16 holds, rounded."""
 
 
 class SignalRequest(BaseModel):
@@ -27,6 +40,35 @@ class SignalRequest(BaseModel):
     wires: list[Wire]
     qkv_layer: int | None = None
     """Needed for the wire `qkv`."""
+    num_ids: PositiveInt | None = None
+    """Needed for `topk` and `sampled`: ids a token."""
+    temperature: PositiveFloat = 1.0
+    """Of `topk` and `sampled`."""
+    seed: NonNegativeInt = 0
+    """Of `sampled`, together with a row's tokens: equal requests have equal answers."""
+
+    @model_validator(mode="after")
+    def check(self) -> Self:
+        """Refuse a wire without what it needs."""
+        if {"topk", "sampled"} & set(self.wires) and self.num_ids is None:
+            raise ValueError("the wires topk and sampled need num_ids")
+        return self
+
+    @classmethod
+    def of(cls, objectives: Sequence[Objective], seed: int) -> "SignalRequest":
+        """What a stage's objectives need."""
+        request: dict[str, Any] = {"wires": [], "seed": seed}
+        for objective in objectives:
+            match objective:
+                case LogitsKL():
+                    request["wires"].append(objective.signal)
+                    request.update(num_ids=objective.ids_per_token, temperature=objective.temperature)
+                case AttentionRelations():
+                    request["wires"].append("qkv")
+                    request["qkv_layer"] = objective.layer
+                case Alignment():
+                    request["wires"].append("layers")
+        return cls.model_validate(request)
 
 
 class Fingerprint(BaseModel):
@@ -49,6 +91,8 @@ class Signals(TypedDict, total=False):
     layers: Tensor
     qkv: tuple[Tensor, Tensor, Tensor]
     logits: Tensor
+    topk: TopK
+    sampled: Sampled
 
 
 def encode(tensor: Tensor) -> np.ndarray:
@@ -61,23 +105,62 @@ def decode(array: np.ndarray) -> Tensor:
     return torch.from_numpy(np.array(array)).view(torch.bfloat16)
 
 
+def encode_sparse(signal: TopK | Sampled, vocab_size: int) -> dict[str, np.ndarray]:
+    """The arrays of a cut-down signal, ids in the fewest bytes that hold the vocabulary."""
+    ids = signal.ids.cpu().numpy().astype(np.uint16 if vocab_size <= 2**16 else np.int32)
+    temperature = np.array(signal.temperature)
+    if isinstance(signal, TopK):
+        log_probs = half(signal.log_probs.clamp(min=LOWEST_LOG))
+        return {"topk_ids": ids, "topk_log_probs": log_probs, "topk_temperature": temperature}
+    arrays = {"sampled_ids": ids, "sampled_weights": half(signal.weights), "sampled_entropy": half(signal.entropy)}
+    return {**arrays, "sampled_temperature": temperature}
+
+
+def half(tensor: Tensor) -> np.ndarray:
+    """A tensor as float16."""
+    return tensor.cpu().numpy().astype(np.float16)
+
+
 def decode_signals(arrays: dict[str, Any]) -> Signals:
     """The tensors of an answer.
 
     Raises:
         ValueError: a value is not finite.
     """
-    tensors = {name: decode(array) for name, array in arrays.items()}
-    for name, tensor in tensors.items():
-        if not torch.isfinite(tensor).all():
-            raise ValueError(f"the teacher's {name} holds values that are not finite: check the teacher's dtype and weights")
+    dense = {name: decode(array) for name, array in arrays.items() if not name.startswith(("topk_", "sampled_"))}
+    for name, tensor in dense.items():
+        require_finite(name, tensor)
     signals: Signals = {}
-    if "hidden" in tensors:
-        signals["hidden"] = tensors["hidden"]
-    if "layers" in tensors:
-        signals["layers"] = tensors["layers"]
-    if "logits" in tensors:
-        signals["logits"] = tensors["logits"]
-    if "q" in tensors:
-        signals["qkv"] = (tensors["q"], tensors["k"], tensors["v"])
+    if "hidden" in dense:
+        signals["hidden"] = dense["hidden"]
+    if "layers" in dense:
+        signals["layers"] = dense["layers"]
+    if "logits" in dense:
+        signals["logits"] = dense["logits"]
+    if "q" in dense:
+        signals["qkv"] = (dense["q"], dense["k"], dense["v"])
+    if "topk_ids" in arrays:
+        log_probs = floats(arrays, "topk_log_probs").log_softmax(dim=-1)
+        signals["topk"] = TopK(ids_of(arrays["topk_ids"]), log_probs, float(arrays["topk_temperature"]))
+    if "sampled_ids" in arrays:
+        weights, entropy = floats(arrays, "sampled_weights"), floats(arrays, "sampled_entropy")
+        signals["sampled"] = Sampled(ids_of(arrays["sampled_ids"]), weights, entropy, float(arrays["sampled_temperature"]))
     return signals
+
+
+def ids_of(array: np.ndarray) -> Tensor:
+    """Token ids as int64."""
+    return torch.from_numpy(array.astype(np.int64))
+
+
+def floats(arrays: dict[str, Any], name: str) -> Tensor:
+    """A float16 array as float32."""
+    tensor = torch.from_numpy(arrays[name].astype(np.float32))
+    require_finite(name, tensor)
+    return tensor
+
+
+def require_finite(name: str, tensor: Tensor) -> None:
+    """Raise `ValueError` where a signal is not finite."""
+    if not torch.isfinite(tensor).all():
+        raise ValueError(f"the teacher's {name} holds values that are not finite: check the teacher's dtype and weights")

@@ -47,7 +47,7 @@ def test_equals_cross_entropy_of_whole_logits(model: PreTrainedModel, batch: Pac
 def test_chunks_and_batches_do_not_change_the_score(model: PreTrainedModel, batch: PackedBatch, monkeypatch: pytest.MonkeyPatch) -> None:
     whole = score_batch(model, rows(batch), torch.float32)
     parts = total(score_batch(model, rows(batch, slice(row, row + 1)), torch.float32) for row in range(len(batch["input_ids"])))
-    monkeypatch.setattr(import_module("wfray.objectives.linear_losses"), "CHUNK_BYTES", 4 * 257 * 5)
+    monkeypatch.setattr(import_module("wfray.objectives.linear_losses"), "CHUNK_TOKENS", 5)
     chunked = score_batch(model, rows(batch), torch.float32)
     assert whole.num_tokens == parts.num_tokens == chunked.num_tokens
     assert parts.sum_nats == pytest.approx(whole.sum_nats, rel=1e-6)

@@ -7,15 +7,15 @@ import torch
 from torch import Tensor
 
 from wfray.objectives import relation_loss
-from wfray.objectives.relations import check_split
+from wfray.objectives.relations import GROUP_ELEMENTS, States, check_split, group_documents
 from wfray.student.attention import Segments
 
 SEGMENTS = torch.tensor([[1, 1, 1, 2, 2, 2, 2, 3], [1, 1, 1, 1, 1, 0, 0, 0]])
 
 
-def states(seed: int, heads: int = 4, width: int = 6) -> tuple[Tensor, Tensor, Tensor]:
+def states(seed: int, heads: int = 4, width: int = 6) -> States:
     generator = torch.Generator().manual_seed(seed)
-    return tuple(torch.randn(2, count, 8, width, generator=generator) for count in (heads, 2, 2))  # type: ignore[return-value]
+    return tuple(torch.randn(2, count, 8, width, generator=generator, dtype=torch.float64) for count in (heads, 2, 2))  # type: ignore[return-value]
 
 
 def slow_relations(vectors: list[Tensor], split_heads: int | None) -> list[list[Tensor]]:
@@ -29,19 +29,60 @@ def slow_relations(vectors: list[Tensor], split_heads: int | None) -> list[list[
     return [[torch.stack([row @ other / (row.norm() * other.norm()) for other in head]).softmax(0) for row in head] for head in slices]
 
 
-@pytest.mark.parametrize("split_heads", [None, 2])
-def test_the_loss_equals_the_slow_loop(split_heads: int | None) -> None:
-    student, teacher = states(0), states(1)
-    wanted, num_rows = 0.0, 0
-    for row, start, end in [(0, 0, 3), (0, 3, 7), (1, 0, 5)]:
+def slow_loss(student: States, teacher: States, documents: list[tuple[int, int, int]], split_heads: int | None) -> tuple[Tensor, int]:
+    total, num_rows = torch.zeros((), dtype=torch.float64), 0
+    for row, start, end in documents:
         num_rows += end - start
         for ours, theirs in zip(student, teacher, strict=True):
             pair = [slow_relations([tensor[row, :, t] for t in range(start, end)], split_heads) for tensor in (ours, theirs)]
             for head_s, head_t in zip(*pair, strict=True):
-                wanted += sum((t * (t / s).log()).sum().item() for s, t in zip(head_s, head_t, strict=True)) / len(pair[0])
+                total = total + sum((t * (t / s).log()).sum() for s, t in zip(head_s, head_t, strict=True)) / len(pair[0])
+    return total, num_rows
+
+
+@pytest.mark.parametrize("elements", [1, 40, 2**19])
+@pytest.mark.parametrize("split_heads", [None, 2])
+def test_loss_and_gradients_equal_the_slow_loop(split_heads: int | None, elements: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    """However documents and heads are grouped; those of one token and padding are left out."""
+    monkeypatch.setitem(GROUP_ELEMENTS, "cpu", elements)
+    student, teacher = states(0), states(1)
+    for tensor in student:
+        tensor.requires_grad_()
+    wanted, num_rows = slow_loss(student, teacher, [(0, 0, 3), (0, 3, 7), (1, 0, 5)], split_heads)
     total, counted = relation_loss(student, teacher, Segments.of(SEGMENTS), split_heads)
     assert counted == num_rows
-    assert total.item() == pytest.approx(wanted, rel=1e-4)
+    assert total.item() == pytest.approx(wanted.item(), rel=1e-6)
+    ours, reference = (torch.autograd.grad(3.0 * loss, student) for loss in (total, wanted))
+    for gradient, slow in zip(ours, reference, strict=True):
+        torch.testing.assert_close(gradient, slow, rtol=1e-9, atol=1e-12)
+
+
+def test_documents_of_like_length_share_a_group_that_wastes_little() -> None:
+    spans = [(0, 9), (9, 3), (12, 9), (21, 10), (31, 3), (34, 90), (124, 2)]
+    groups = group_documents(spans, 300)
+    assert groups == [[(34, 90)], [(21, 10), (0, 9), (12, 9)], [(9, 3), (31, 3), (124, 2)]]
+    assert group_documents(spans, 1) == [[span] for span in sorted(spans, key=lambda span: (-span[1], span[0]))]
+
+
+def test_gradients_repeat_to_the_bit_and_autocast_changes_nothing() -> None:
+    def once(enabled: bool) -> list[Tensor]:
+        student = tuple(tensor.float().to(torch.bfloat16).requires_grad_() for tensor in states(0))
+        with torch.autocast("cpu", dtype=torch.bfloat16, enabled=enabled):
+            total, _ = relation_loss(student, states(1), Segments.of(SEGMENTS), 2)  # type: ignore[arg-type]
+        return [total, *torch.autograd.grad(total, student)]
+
+    assert all(torch.equal(first, second) for first, second in zip(once(True), once(False), strict=True))
+    assert [gradient.dtype for gradient in once(True)[1:]] == [torch.bfloat16] * 3
+
+
+def test_a_vector_of_zeros_has_relations_too() -> None:
+    student, teacher = states(0), states(1)
+    student[0][0, :, 1] = 0.0
+    total, _ = relation_loss(student, teacher, Segments.of(SEGMENTS), 2)
+    student[0].requires_grad_()
+    total, _ = relation_loss(student, teacher, Segments.of(SEGMENTS), 2)
+    total.backward()
+    assert student[0].grad is not None and torch.isfinite(student[0].grad).all()
 
 
 def test_equal_states_have_no_loss_and_other_documents_no_influence() -> None:

@@ -1,6 +1,7 @@
 """The teacher's signals against plain transformers on the same documents, and what it refuses."""
 
 from pathlib import Path
+from typing import Literal
 
 import numpy as np
 import pytest
@@ -10,6 +11,7 @@ from transformers import AutoModelForCausalLM
 
 from tests.wfray.student.conftest import tiny_model
 from wfray.config.model import PackageGGUF
+from wfray.config.train import Alignment, AttentionRelations, CrossEntropy, LogitsKL
 from wfray.data.tokenizer import load_tokenizer
 from wfray.student import run_body
 from wfray.teacher import SignalRequest, TransformersEngine, decode_signals
@@ -61,6 +63,55 @@ def test_the_head_turns_hidden_states_into_logits(checkpoint: Path, batch: dict[
     engine = TransformersEngine(checkpoint, "float32")
     signals = decode_signals(engine.signals(batch, SignalRequest(wires=["hidden", "logits"])))
     close(signals["hidden"].float() @ decode(engine.head()).float().t(), signals["logits"].float())
+
+
+def test_cut_down_signals_are_those_of_the_logits(checkpoint: Path, batch: dict[str, np.ndarray]) -> None:
+    engine = TransformersEngine(checkpoint, "float32")
+    answer = engine.signals(batch, SignalRequest(wires=["topk", "sampled", "logits"], num_ids=6, temperature=2.0, seed=3))
+    signals = decode_signals(answer)
+    p = (signals["logits"].double() / 2.0).softmax(-1)
+    largest, drawn = signals["topk"], signals["sampled"]
+    assert largest.ids.shape == drawn.ids.shape == (2, 12, 6)
+    torch.testing.assert_close(largest.log_probs.exp()[..., :6].double(), p.gather(-1, largest.ids), rtol=2e-2, atol=0)
+    assert (largest.log_probs.exp()[..., :6].double() - p.sort(dim=-1, descending=True)[0][..., :6]).abs().max() < 1e-3
+    entropy = torch.distributions.Categorical(probs=p).entropy()
+    torch.testing.assert_close(drawn.entropy.double(), entropy, rtol=1e-3, atol=0)
+    assert (drawn.weights.double() >= p.gather(-1, drawn.ids) * 0.98).all()
+    assert {name: array.dtype for name, array in answer.items() if name.endswith("ids")} == {
+        "topk_ids": np.uint16,
+        "sampled_ids": np.uint16,
+    }
+
+
+@pytest.mark.parametrize("wire", ["topk", "sampled"])
+def test_equal_requests_have_equal_answers_and_another_seed_another_sample(
+    checkpoint: Path, batch: dict[str, np.ndarray], wire: Literal["topk", "sampled"]
+) -> None:
+    engine = TransformersEngine(checkpoint, "bfloat16")
+    first, second, other = (engine.signals(batch, SignalRequest(wires=[wire], num_ids=6, seed=seed)) for seed in (0, 0, 1))
+    assert all(np.array_equal(first[name], second[name]) for name in first)
+    assert np.array_equal(first[f"{wire}_ids"], other[f"{wire}_ids"]) == (wire == "topk")
+
+
+def test_a_request_without_a_number_of_ids_or_with_too_many_is_refused(checkpoint: Path, batch: dict[str, np.ndarray]) -> None:
+    with pytest.raises(ValueError, match="the wires topk and sampled need num_ids"):
+        SignalRequest(wires=["topk"])
+    engine = TransformersEngine(checkpoint, "float32")
+    size = engine.fingerprint.vocab_size
+    with pytest.raises(ValueError, match=f"num_ids {size} must be less than the teacher's vocabulary of {size}"):
+        engine.signals(batch, SignalRequest(wires=["topk"], num_ids=size))
+
+
+def test_objectives_name_what_they_need() -> None:
+    objectives = [
+        CrossEntropy(kind="cross_entropy"),
+        LogitsKL(kind="logits_kl", signal="sampled", temperature=2.0),
+        AttentionRelations(kind="attention_relations", layer=3),
+        Alignment(kind="alignment"),
+    ]
+    wanted = SignalRequest(wires=["sampled", "qkv", "layers"], qkv_layer=3, num_ids=16, temperature=2.0, seed=5)
+    assert SignalRequest.of(objectives, seed=5) == wanted
+    assert SignalRequest.of([LogitsKL(kind="logits_kl")], seed=0) == SignalRequest(wires=["hidden"])
 
 
 def test_answers_repeat_to_the_bit(checkpoint: Path, batch: dict[str, np.ndarray]) -> None:
