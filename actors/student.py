@@ -15,7 +15,7 @@ from ray.train.torch import TorchConfig, TorchTrainer
 from transformers import PreTrainedModel
 
 from actors.teacher import TeacherClient
-from wfray.config.train import AttentionRelations, TrainConfig
+from wfray.config.train import AttentionRelations, LogitsKL, TrainConfig
 from wfray.data.shards import PackedCorpus
 from wfray.data.stream import MixedStream
 from wfray.data.tokenizer import load_directory_tokenizer, tokenizer_sha256
@@ -83,7 +83,8 @@ def run_worker(config: TrainConfig, directory: Path, student: Path, corpus: Path
         model.gradient_checkpointing_enable({"use_reentrant": False})
     torch.nn.Module.to(model, "cuda" if torch.cuda.is_available() else "cpu")
     teacher = connect_teacher(config, packed, model)
-    loss = StageLoss(config.objectives, teacher.head() if teacher else None, DTYPES[config.train.precision])
+    head_VC = teacher.head() if teacher and "hidden" in teacher.wanted["wires"] else None
+    loss = StageLoss(config.objectives, head_VC, DTYPES[config.train.precision])
     optimizer = make_optimizer(model, config.train)
     checkpoints = CheckpointStore(directory / "checkpoints", collective)
     newest = checkpoints.newest()
@@ -149,6 +150,8 @@ def check_teacher(teacher: Fingerprint, config: TrainConfig, corpus: PackedCorpu
             f"rows of {corpus.index.sequence_length} tokens exceed the teacher's context of {teacher.max_length}: pack shorter rows"
         )
     for objective in config.objectives:
+        if isinstance(objective, LogitsKL) and (objective.ids_per_token or 0) >= teacher.vocab_size:
+            raise ValueError(f"logits_kl.num_ids {objective.ids_per_token} must be less than the vocabulary of {teacher.vocab_size}")
         if isinstance(objective, AttentionRelations) and objective.layer >= min(teacher.num_layers, student.num_hidden_layers):
             raise ValueError(
                 f"attention_relations.layer {objective.layer} does not exist: "
