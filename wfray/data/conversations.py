@@ -1,0 +1,98 @@
+"""Rows of a data set as conversations; a conversation travels as JSON text wherever a document would as plain text."""
+
+from collections.abc import Mapping
+from typing import Any
+
+from pydantic import BaseModel
+
+from wfray.config.chat import Chat, Classification, Instruction, Turns, template_fields
+
+ASSISTANT = "assistant"
+
+
+class Turn(BaseModel):
+    """What one side says."""
+
+    role: str
+    """As the chat template calls it."""
+    content: str
+
+
+class Conversation(BaseModel):
+    """Turns in order; the assistant's are learned."""
+
+    turns: list[Turn]
+    ends_with_label: bool = False
+    """Whether the last turn is a verbalised label."""
+
+
+def conversation_of(chat: Chat, row: Mapping[str, Any]) -> Conversation:
+    """The conversation in a row.
+
+    Raises:
+        ValueError: a field is missing, no text or no list of turns, a label is unknown, or nothing is learned.
+    """
+    match chat:
+        case Turns():
+            turns = turns_of(chat, row)
+        case Instruction():
+            turns = exchange(fill(chat.prompt, row).strip(), fill(chat.response, row))
+        case Classification():
+            turns = exchange(fill(chat.prompt, row).strip(), verbalise(chat, row))
+    if chat.system is not None:
+        turns.insert(0, Turn(role="system", content=fill(chat.system, row)))
+    if not any(turn.role == ASSISTANT and turn.content for turn in turns):
+        raise ValueError(f"no turn of the role {ASSISTANT!r} says anything, so nothing could be learned; the roles are: {roles_of(turns)}")
+    return Conversation(turns=turns, ends_with_label=isinstance(chat, Classification))
+
+
+def exchange(prompt: str, response: str) -> list[Turn]:
+    """One prompt and its response."""
+    return [Turn(role="user", content=prompt), Turn(role=ASSISTANT, content=response)]
+
+
+def turns_of(chat: Turns, row: Mapping[str, Any]) -> list[Turn]:
+    """The turns that a field lists."""
+    listed = value_of(row, chat.field)
+    if not isinstance(listed, list) or not listed or not all(isinstance(item, dict) for item in listed):
+        raise ValueError(f"field {chat.field!r} is no list of turns")
+    turns = []
+    for item in listed:
+        role, content = (value_of(item, key) for key in (chat.role, chat.content))
+        turns.append(Turn(role=chat.roles.get(str(role), str(role)), content=joined_parts(content, chat.content)))
+    return turns
+
+
+def joined_parts(content: Any, key: str) -> str:
+    """A turn's text, whether it stands there whole or in parts."""
+    parts = content if isinstance(content, list) else [content]
+    texts = [part.get("text", part.get("value")) if isinstance(part, dict) else part for part in parts]
+    if not all(isinstance(text, str) for text in texts):
+        raise ValueError(f"{key!r} of a turn is no text")
+    return "".join(texts)
+
+
+def verbalise(chat: Classification, row: Mapping[str, Any]) -> str:
+    """The word for a row's label."""
+    label = str(value_of(row, chat.label))
+    if label not in chat.labels:
+        raise ValueError(f"label {label!r} in field {chat.label!r} is none of: {', '.join(chat.labels)}")
+    return chat.labels[label]
+
+
+def fill(template: str, row: Mapping[str, Any]) -> str:
+    """A template with the fields of a row; a field that is null is empty."""
+    values = {field: value_of(row, field) for field in template_fields(template)}
+    return template.format_map({field: "" if value is None else value for field, value in values.items()})
+
+
+def value_of(row: Mapping[str, Any], field: str) -> Any:
+    """One field of a row."""
+    if field not in row:
+        raise ValueError(f"there is no field {field!r}; there are: {', '.join(row) or 'none'}")
+    return row[field]
+
+
+def roles_of(turns: list[Turn]) -> str:
+    """The roles of some turns, for a message."""
+    return ", ".join(dict.fromkeys(turn.role for turn in turns)) or "none"
