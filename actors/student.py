@@ -27,6 +27,7 @@ from wfray.student import load_student, save_student
 from wfray.student.original import architecture_of
 from wfray.teacher import Fingerprint, SignalRequest
 from wfray.train import CheckpointStore, Collective, Feed, StepPlan, Trainer
+from wfray.train.influence import StudentProbe, make_mixer
 from wfray.train.loop import DTYPES
 from wfray.train.optimizer import make_optimizer
 from wfray.train.state import TrainingState
@@ -90,8 +91,11 @@ def run_worker(config: TrainConfig, directory: Path, student: Path, corpus: Path
     newest = checkpoints.newest()
     progress = checkpoints.load(newest, model, optimizer) if newest else None
     done = progress.step if progress else 0
-    stream = MixedStream(packed, "train", weights=config.weights, seed=config.train.seed, cursor=progress.cursor if progress else None)
-    feed = Feed(stream, step_plan(config, packed.index.sequence_length, done), teacher, collective.rank, collective.world_size)
+    cursor = progress.cursor if progress else None
+    stream = MixedStream(packed, "train", weights=None if cursor else config.first_weights, seed=config.train.seed, cursor=cursor)
+    probe = StudentProbe(model, DTYPES[config.train.precision], config.train.micro_rows, collective)
+    plan, mixer = step_plan(config, packed.index.sequence_length, done), make_mixer(config, probe, packed)
+    feed = Feed(stream, plan, teacher, collective.rank, collective.world_size, mixer)
     state = progress.state if progress else TrainingState()
     with open_log(config, directory, collective.rank, done) as log:
         Trainer(config, model, optimizer, loss, checkpoints, collective, log, state).run(feed)

@@ -31,6 +31,7 @@ def summary(rows: list[dict]) -> dict:
     """What the manifest says of a training stage."""
     speeds = sorted(row["tokens_per_second"] for row in rows)
     losses = [row["loss"] for row in rows if "loss" in row]
+    mixing = {"mixing_fraction": mixing_fraction(rows)} if "mixing_fraction" in rows[0] else {}
     ended = {"stopped": rows[-1]["stopped"]} if "stopped" in rows[-1] else {}
     return {
         "tokens": rows[-1]["tokens"],
@@ -41,5 +42,12 @@ def summary(rows: list[dict]) -> dict:
         "tokens_per_second": speeds[len(speeds) // 2],
         "data_wait_fraction": max(row["data_wait_fraction"] for row in rows[1:] or rows),
         "teacher_wait_fraction": sum(row["teacher_wait_fraction"] for row in rows) / len(rows),
+        **mixing,
         **ended,
     }
+
+
+def mixing_fraction(rows: list[dict]) -> float:
+    """The part of the whole time that went into learning the weights of the sources."""
+    seconds = [1 / row["tokens_per_second"] for row in rows]
+    return sum(row["mixing_fraction"] * second for row, second in zip(rows, seconds, strict=True)) / sum(seconds)

@@ -8,6 +8,7 @@ from typing import Annotated, Any, Literal, Self
 from pydantic import Field, NonNegativeFloat, NonNegativeInt, PositiveFloat, PositiveInt, model_validator
 
 from wfray.config.base import Config, Location, StageConfig
+from wfray.config.mixing import Curriculum, InfluenceMixing, LearnedMixing, Mixing
 from wfray.config.optimizer import Clipping, EarlyStopping, FixedClipping, LearningRateSchedule, Optimizer, WeightAverage, ZClip
 
 
@@ -195,6 +196,8 @@ class TrainConfig(StageConfig):
     """Stage or directory of the packed corpus."""
     weights: dict[str, NonNegativeFloat] | None = None
     """Share of the tokens of each source; None: the weights of the corpus."""
+    mixing: Mixing | None = None
+    """How the weights change during the stage; None: not at all."""
     teacher: TeacherUse | None = None
     quantization: Quantization = Quantization()
     objectives: list[Objective] = Field(min_length=1)
@@ -221,6 +224,31 @@ class TrainConfig(StageConfig):
         if self.train.gradient_ratio_every_steps and not ("cross_entropy" in kinds and len(kinds) > 1):
             raise ValueError("train.gradient_ratio_every_steps compares other objectives to cross_entropy: add them or set it to null")
         return self
+
+    @model_validator(mode="after")
+    def check_mixing(self) -> Self:
+        workers = self.train.num_workers
+        if isinstance(self.mixing, Curriculum):
+            if self.weights is not None:
+                raise ValueError("mixing.phases give the weights of the whole stage: remove `weights`")
+            starts = self.mixing.starts(self.num_steps)
+            if len(set(starts)) < len(starts) or starts[-1] >= self.num_steps:
+                raise ValueError(f"a phase of mixing.phases has none of the stage's {self.num_steps} steps: they start at steps {starts}")
+        if isinstance(self.mixing, LearnedMixing):
+            looked_at = {"rows": self.mixing.rows}
+            if isinstance(self.mixing, InfluenceMixing):
+                looked_at["probe_rows"] = self.mixing.probe_rows * len(self.mixing.probe)
+            for name, rows in looked_at.items():
+                if rows % workers:
+                    raise ValueError(f"mixing.{name}: {rows} rows do not divide over train.num_workers {workers}")
+            if self.mixing.every_steps >= self.num_steps:
+                raise ValueError(f"mixing.every_steps {self.mixing.every_steps} is not reached in the stage's {self.num_steps} steps")
+        return self
+
+    @property
+    def first_weights(self) -> dict[str, float] | None:
+        """The weights that the stage begins with; None: those of the corpus."""
+        return self.mixing.phases[0].weights if isinstance(self.mixing, Curriculum) else self.weights
 
     @property
     def parents(self) -> dict[str, str]:

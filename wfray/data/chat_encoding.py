@@ -139,7 +139,7 @@ class ChatEncoder:
         raise ValueError("the chat template changes or drops what a turn says, so its response cannot be found in the text")
 
     def _render(self, messages: list[dict[str, str]]) -> str:
-        return self.chat.apply_chat_template(messages, tokenize=False)
+        return str(self.chat.apply_chat_template(messages, tokenize=False))
 
     def _template_specials(self, layout: Layout) -> list[tuple[int, int, int]]:
         """The special tokens in the literals: start, stop and id of each."""

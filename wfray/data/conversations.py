@@ -69,7 +69,7 @@ def joined_parts(content: Any, key: str) -> str:
     texts = [part.get("text", part.get("value")) if isinstance(part, dict) else part for part in parts]
     if not all(isinstance(text, str) for text in texts):
         raise ValueError(f"{key!r} of a turn is no text")
-    return "".join(texts)
+    return "".join(map(str, texts))
 
 
 def verbalise(chat: Classification, row: Mapping[str, Any]) -> str:

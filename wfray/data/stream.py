@@ -14,7 +14,8 @@ source), about 8 bytes a row.
 
 import hashlib
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
+from typing import cast
 
 import numpy as np
 from numpy.typing import NDArray
@@ -117,6 +118,11 @@ class MixedStream:
         """The position before the next row: a copy, so a kept cursor does not move."""
         positions = {name: position.model_copy() for name, position in self._cursor.sources.items()}
         return self._cursor.model_copy(update={"sources": positions, "history": list(self._cursor.history)})
+
+    @property
+    def history(self) -> list[Mixture]:
+        """All weights so far; the last ones are in force."""
+        return list(self._cursor.history)
 
     @property
     def weights(self) -> dict[str, float]:
@@ -224,6 +230,11 @@ def check_cursor(cursor: Cursor, corpus: PackedCorpus, split: Split, seed: int) 
                 f"the cursor belongs to a stream of {key} {stated[key]!r}, this one is of {key} {value!r}: resume with what it "
                 "was begun with, or begin a new run"
             )
+
+
+def joined(batches: Sequence[PackedBatch]) -> PackedBatch:
+    """The rows of several batches as one."""
+    return cast(PackedBatch, {name: np.concatenate([batch[name] for batch in batches]) for name in batches[0]})  # type: ignore[literal-required]
 
 
 def heldout(corpus: PackedCorpus, source: str, num_rows: int, start: int = 0) -> PackedBatch:

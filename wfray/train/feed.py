@@ -3,7 +3,8 @@
 The global batch of a step is defined first, `batch_tokens / sequence length` rows of the stream; worker r of w takes its
 contiguous w-th part and cuts it into micro-batches. So the order of rows, and with it the losses, depends neither on who answers a
 request nor on when. Each step carries the stream's cursor after it, which goes into the checkpoint: rows that were only
-prefetched are not consumed.
+prefetched are not consumed. Where a mixer may change the stream's weights nothing is prefetched, so that the change comes at the
+same row however many requests are in flight.
 
 Signals are attached by the student's own prefetcher rather than by a Ray Data stage: order and position stay in one
 place, and the requests in flight are bounded by a number instead of by blocks.
@@ -37,6 +38,18 @@ class SignalSource(Protocol):
 
     def request(self, batch: dict[str, np.ndarray]) -> PendingSignals:
         """Ask for the signals of a micro-batch; must not wait."""
+        ...
+
+
+class Mixer(Protocol):
+    """Changes the weights of the stream between steps."""
+
+    def acts_before(self, step: int) -> bool:
+        """Whether it may change them before the first row of `step` is drawn."""
+        ...
+
+    def act(self, step: int, stream: MixedStream) -> None:
+        """Change them; every step before `step` has been trained on."""
         ...
 
 
@@ -78,36 +91,44 @@ class MicroBatch:
 class Feed:
     """Iterates over the micro-batches of one worker from `plan.first_step` to the end of the stage."""
 
-    def __init__(self, stream: MixedStream, plan: StepPlan, source: SignalSource | None, rank: int, world_size: int) -> None:
+    def __init__(
+        self, stream: MixedStream, plan: StepPlan, source: SignalSource | None, rank: int, world_size: int, mixer: Mixer | None = None
+    ) -> None:
         plan.check(world_size)
-        self.stream, self.plan, self.source = stream, plan, source
+        self.stream, self.plan, self.source, self.mixer = stream, plan, source, mixer
         self.rank, self.world_size = rank, world_size
         self.data_seconds = 0.0
         self.teacher_seconds = 0.0
+        self.mixing_seconds = 0.0
+        self._ahead: deque[tuple[MicroBatch, PendingSignals | None]] = deque()
 
     def __iter__(self) -> Iterator[MicroBatch]:
-        ahead: deque[tuple[MicroBatch, PendingSignals | None]] = deque()
         coming = self._plan_micro_batches()
         while True:
-            self._fill(ahead, coming)
-            if not ahead:
+            self._fill(coming)
+            if not self._ahead:
                 return
-            micro, pending = ahead.popleft()
+            micro, pending = self._ahead.popleft()
             if pending is not None:
                 started = time.perf_counter()
                 micro.signals = pending.result()
                 self.teacher_seconds += time.perf_counter() - started
             yield micro
 
-    def _fill(self, ahead: deque[tuple[MicroBatch, PendingSignals | None]], coming: Iterator[MicroBatch]) -> None:
-        started = time.perf_counter()
-        while len(ahead) < max(1, self.plan.in_flight) and (micro := next(coming, None)) is not None:
+    def _fill(self, coming: Iterator[MicroBatch | None]) -> None:
+        started, mixed = time.perf_counter(), self.mixing_seconds
+        while len(self._ahead) < max(1, self.plan.in_flight) and (micro := next(coming, None)) is not None:
             arrays = {name: micro.batch[name].numpy() for name in ("input_ids", "position_ids", "segment_ids")}
-            ahead.append((micro, self.source.request(arrays) if self.source else None))
-        self.data_seconds += time.perf_counter() - started
+            self._ahead.append((micro, self.source.request(arrays) if self.source else None))
+        self.data_seconds += time.perf_counter() - started - (self.mixing_seconds - mixed)
 
-    def _plan_micro_batches(self) -> Iterator[MicroBatch]:
+    def _plan_micro_batches(self) -> Iterator[MicroBatch | None]:
+        """The micro-batches in order; None while the next one must wait for those ahead to be trained on."""
         for step in range(self.plan.first_step, self.plan.num_steps):
+            if self.mixer and self.mixer.acts_before(step):
+                while self._ahead:
+                    yield None
+                self._mix(self.mixer, step)
             global_batch = self.stream.take(self.plan.rows)
             num_targets = int((global_batch["targets"] != -100).sum())
             cursor = self.stream.cursor
@@ -117,6 +138,11 @@ class Feed:
                 rows = slice(first, first + self.plan.micro_rows)
                 is_last = first + self.plan.micro_rows == end
                 yield MicroBatch(step, as_tensors(global_batch, rows), {}, num_targets, is_last, cursor)
+
+    def _mix(self, mixer: Mixer, step: int) -> None:
+        started = time.perf_counter()
+        mixer.act(step, self.stream)
+        self.mixing_seconds += time.perf_counter() - started
 
 
 def as_tensors(batch: PackedBatch, rows: slice) -> dict[str, Tensor]:

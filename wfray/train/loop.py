@@ -30,6 +30,7 @@ from wfray.train.clipping import Clipper, global_norm
 from wfray.train.collective import Collective
 from wfray.train.feed import Feed, MicroBatch
 from wfray.train.memory import explain_out_of_memory
+from wfray.train.mixing import mixture_figures
 from wfray.train.optimizer import set_learning_rate
 from wfray.train.pace import Pace
 from wfray.train.qk_clip import QKClip
@@ -87,7 +88,7 @@ class Trainer:
             self._accumulate(micro)
             if not micro.is_last:
                 continue
-            figures = self._update(micro.step) | pace.figures(self.config.train.batch_tokens)
+            figures = self._update(micro.step) | pace.figures(self.config.train.batch_tokens) | mixture_figures(feed, micro)
             if self.early_stop and self._lambda(micro.step) == 1:
                 figures |= self.early_stop.after_step(micro.step, figures.get("loss"))
             self._log(micro.step, figures)

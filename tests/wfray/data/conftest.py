@@ -20,21 +20,22 @@ SMOLLM2 = Architecture(
 )  # fmt: skip
 
 
-def random_documents(seed: int, num_documents: int, longest: int) -> list[np.ndarray]:
-    """Documents of 2 to `longest` tokens between 1 and 99, each ending with 0."""
+def random_documents(seed: int, num_documents: int, longest: int, tokens: tuple[int, int] = (1, 100)) -> list[np.ndarray]:
+    """Documents of 2 to `longest` tokens from a range, each ending with 0."""
     generator = np.random.default_rng(seed)
     lengths = generator.integers(1, longest, size=num_documents)
-    return [np.append(generator.integers(1, 100, size=length), 0).astype(np.int32) for length in lengths]
+    return [np.append(generator.integers(*tokens, size=length), 0).astype(np.int32) for length in lengths]
 
 
-def write_corpus(directory: Path, num_documents: dict[str, int], weights: dict[str, float]) -> PackedCorpus:
-    """A corpus with two training shards and one held-out shard per source."""
+def write_corpus(
+    directory: Path, num_documents: dict[str, int], weights: dict[str, float], tokens: dict[str, tuple[int, int]] | None = None
+) -> PackedCorpus:
+    """A corpus with two training shards and one held-out shard per source; `tokens` are the ranges that sources draw from."""
     sources = []
     for number, (name, count) in enumerate(num_documents.items()):
-        shards = [
-            write_shard(directory, f"{name}-{part}", pack(random_documents(10 * number + part, count, 40), SEQUENCE_LENGTH, 0))
-            for part in range(3)
-        ]
+        drawn = (tokens or {}).get(name, (1, 100))
+        parts = [random_documents(10 * number + part, count, 40, drawn) for part in range(3)]
+        shards = [write_shard(directory, f"{name}-{part}", pack(documents, SEQUENCE_LENGTH, 0)) for part, documents in enumerate(parts)]
         splits = {"train": SplitIndex(shards=shards[:2]), "heldout": SplitIndex(shards=shards[2:])}
         sources.append(SourceIndex(name=name, kind="text_files", licence="CC0-1.0", weight=weights[name], splits=splits))
     index = CorpusIndex(tokenizer_sha256="a" * 64, vocab_size=100, document_end_id=0, sequence_length=SEQUENCE_LENGTH, sources=sources)

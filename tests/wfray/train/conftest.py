@@ -15,6 +15,8 @@ from wfray.data.stream import MixedStream
 from wfray.objectives import StageLoss
 from wfray.student import convert
 from wfray.train import CheckpointStore, Collective, Feed, StepPlan, Trainer
+from wfray.train.influence import StudentProbe, make_mixer
+from wfray.train.loop import DTYPES
 from wfray.train.optimizer import make_optimizer
 from wfray.train.state import TrainingState
 
@@ -57,11 +59,13 @@ class Attempt:
         store = CheckpointStore(directory / "checkpoints", Collective())
         newest = store.newest()
         progress = store.load(newest, self.model, optimizer) if newest else None
-        stream = MixedStream(corpus, seed=0, cursor=progress.cursor if progress else None)
+        cursor = progress.cursor if progress else None
+        stream = MixedStream(corpus, weights=None if cursor else settings.first_weights, seed=0, cursor=cursor)
         self.first_step = progress.step if progress else 0
         plan = StepPlan(8, settings.train.micro_rows, settings.num_steps, self.first_step, in_flight=2)
-        self.feed = Feed(stream, plan, None, rank=0, world_size=1)
-        loss = StageLoss(settings.objectives, None, torch.float32 if settings.train.precision == "float32" else torch.bfloat16)
+        probe = StudentProbe(self.model, DTYPES[settings.train.precision], settings.train.micro_rows, Collective())
+        self.feed = Feed(stream, plan, None, rank=0, world_size=1, mixer=make_mixer(settings, probe, corpus))
+        loss = StageLoss(settings.objectives, None, DTYPES[settings.train.precision])
         state = progress.state if progress else TrainingState()
         self.trainer = Trainer(settings, self.model, optimizer, loss, store, Collective(), self.log, state)
 
@@ -77,7 +81,7 @@ class Attempt:
 
     def figures(self) -> dict[int, dict[str, Any]]:
         """Every step's row without what depends on the clock."""
-        clock = {"tokens_per_second", "data_wait_fraction", "teacher_wait_fraction"}
+        clock = {"tokens_per_second", "data_wait_fraction", "teacher_wait_fraction", "mixing_fraction"}
         return {row["step"]: {name: value for name, value in row.items() if name not in clock} for row in self.rows}
 
     def losses(self) -> dict[int, float]:
