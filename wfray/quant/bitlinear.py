@@ -39,9 +39,9 @@ class TernaryWeight:
     """The codes in the dtype of the products, where that is not float32; exact."""
 
     @classmethod
-    def of(cls, weight: Tensor, dtype: torch.dtype) -> "TernaryWeight":
-        """Quantize `weight` for products in `dtype`."""
-        codes, scale = quantize_weight(weight)
+    def of(cls, quantized: tuple[Tensor, Tensor], dtype: torch.dtype) -> "TernaryWeight":
+        """Prepare codes and scale for products in `dtype`."""
+        codes, scale = quantized
         return cls(codes, scale, None if dtype == torch.float32 else codes.to(dtype))
 
 
@@ -99,7 +99,7 @@ class BitLinear(nn.Module):
         return y if self.bias is None else y + self.bias.to(y.dtype)
 
     def _ternary(self, x: Tensor, dtype: torch.dtype) -> Tensor:
-        held = self._held or TernaryWeight.of(self.weight, dtype)
+        held = self._held or TernaryWeight.of(quantize_weight(self.weight), dtype)
         return TernaryProduct.apply(x, self.weight, held, dtype)
 
     def _partly_ternary(self, x: Tensor) -> Tensor:
@@ -112,9 +112,14 @@ class BitLinear(nn.Module):
         """Codes (int8 [D, C]) and scale: the held ones, else those of the current latent weight."""
         return (self._held.codes, self._held.scale) if self._held else quantize_weight(self.weight)
 
-    def hold_codes(self, dtype: torch.dtype) -> None:
-        """Compute the codes now and use them until they are released; the latent weight must not change in between."""
-        self._held = TernaryWeight.of(self.weight, dtype)
+    def hold_codes(self, dtype: torch.dtype, quantized: tuple[Tensor, Tensor] | None = None) -> None:
+        """Compute the codes now and use them until they are released; the latent weight must not change in between.
+
+        Args:
+            dtype: of the products.
+            quantized: codes and scale, where they were computed elsewhere.
+        """
+        self._held = TernaryWeight.of(quantized or quantize_weight(self.weight), dtype)
 
     def release_codes(self) -> None:
         """Go back to codes of the current latent weight."""

@@ -1,11 +1,14 @@
-"""Sums over the workers of a stage; with one worker, nothing happens."""
+"""Sums over the workers of a stage; with one worker, nothing happens.
 
-from collections.abc import Iterable
+Numbers travel through groups of their own on the CPU, whatever the accelerators use for tensors: one for the training loop, one for
+the thread that writes checkpoints, since two threads must not mix their calls in one group.
+"""
+
 from typing import Any, TypeVar
 
 import torch
 import torch.distributed as dist
-from torch import Tensor, nn
+from torch import Tensor
 
 T = TypeVar("T")
 
@@ -17,21 +20,17 @@ class Collective:
         grouped = dist.is_available() and dist.is_initialized()
         self.rank = dist.get_rank() if grouped else 0
         self.world_size = dist.get_world_size() if grouped else 1
-
-    def sum_gradients(self, parameters: Iterable[nn.Parameter]) -> None:
-        """Add up every parameter's gradient over the workers, in place."""
-        if self.world_size == 1:
-            return
-        for parameter in parameters:
-            if parameter.grad is not None:
-                dist.all_reduce(parameter.grad)
+        several = self.world_size > 1
+        self._group = dist.new_group(backend="gloo") if several else None
+        self.background = dist.new_group(backend="gloo") if several else None
+        """For the thread that writes checkpoints; None with one worker."""
 
     def sum_floats(self, values: dict[str, float]) -> dict[str, float]:
         """Add up named numbers over the workers."""
         if self.world_size == 1:
             return values
         tensor = torch.tensor([values[name] for name in sorted(values)], dtype=torch.float64)
-        dist.all_reduce(tensor)
+        dist.all_reduce(tensor, group=self._group)
         return dict(zip(sorted(values), tensor.tolist(), strict=True))
 
     def maximum_(self, tensor: Tensor) -> None:
@@ -44,10 +43,10 @@ class Collective:
         if self.world_size == 1:
             return [value]
         values: list[Any] = [None] * self.world_size
-        dist.all_gather_object(values, value)
+        dist.all_gather_object(values, value, group=self._group)
         return values
 
     def barrier(self) -> None:
         """Wait until every worker is here."""
         if self.world_size > 1:
-            dist.barrier()
+            dist.barrier(group=self._group)
