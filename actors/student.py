@@ -26,7 +26,7 @@ from wfray.runs.files import remove, write_aside
 from wfray.student import load_student, save_student
 from wfray.student.original import architecture_of
 from wfray.teacher import Fingerprint, SignalRequest
-from wfray.train import CheckpointStore, Collective, Feed, StepPlan, Trainer
+from wfray.train import CheckpointStore, Collective, Feed, Replica, StepPlan, Trainer
 from wfray.train.influence import StudentProbe, make_mixer
 from wfray.train.loop import DTYPES
 from wfray.train.optimizer import make_optimizer
@@ -86,6 +86,7 @@ def run_worker(config: TrainConfig, directory: Path, student: Path, corpus: Path
     teacher = connect_teacher(config, packed, model)
     head_VC = teacher.head() if teacher and "hidden" in teacher.wanted["wires"] else None
     loss = StageLoss(config.objectives, head_VC, DTYPES[config.train.precision])
+    replica = Replica(model, DTYPES[config.train.precision], collective)
     optimizer = make_optimizer(model, config.train)
     checkpoints = CheckpointStore(directory / "checkpoints", collective)
     newest = checkpoints.newest()
@@ -93,12 +94,13 @@ def run_worker(config: TrainConfig, directory: Path, student: Path, corpus: Path
     done = progress.step if progress else 0
     cursor = progress.cursor if progress else None
     stream = MixedStream(packed, "train", weights=None if cursor else config.first_weights, seed=config.train.seed, cursor=cursor)
-    probe = StudentProbe(model, DTYPES[config.train.precision], config.train.micro_rows, collective)
+    probe = StudentProbe(replica, config.train.micro_rows, collective)
     plan, mixer = step_plan(config, packed.index.sequence_length, done), make_mixer(config, probe, packed)
     feed = Feed(stream, plan, teacher, collective.rank, collective.world_size, mixer)
     state = progress.state if progress else TrainingState()
     with open_log(config, directory, collective.rank, done) as log:
-        Trainer(config, model, optimizer, loss, checkpoints, collective, log, state).run(feed)
+        Trainer(config, replica, optimizer, loss, checkpoints, collective, log, state).run(feed)
+    replica.gather()
     if collective.rank == 0:
         with write_aside(directory / "student") as aside:
             save_student(model, aside, tokenizer_from=student)

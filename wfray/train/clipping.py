@@ -11,9 +11,9 @@ from collections.abc import Iterable
 import torch
 from pydantic import BaseModel
 from torch import nn
-from torch.distributed.tensor import DTensor
 
 from wfray.config.optimizer import Clipping, ZClip
+from wfray.train.collective import whole
 
 EPS = 1e-6
 
@@ -65,4 +65,4 @@ def global_norm(parameters: Iterable[nn.Parameter]) -> float:
     """The norm of all gradients together; of sharded ones, over all workers."""
     gradients = [parameter.grad for parameter in parameters if parameter.grad is not None]
     norm = torch.nn.utils.get_total_norm(gradients, foreach=True)
-    return (norm.full_tensor() if isinstance(norm, DTensor) else norm).item()
+    return whole(norm).item()

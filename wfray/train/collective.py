@@ -9,6 +9,7 @@ from typing import Any, TypeVar
 import torch
 import torch.distributed as dist
 from torch import Tensor
+from torch.distributed.tensor import DTensor
 
 T = TypeVar("T")
 
@@ -50,3 +51,8 @@ class Collective:
         """Wait until every worker is here."""
         if self.world_size > 1:
             dist.barrier(group=self._group)
+
+
+def whole(tensor: Tensor) -> Tensor:
+    """A tensor with the parts of all workers, where it is sharded; all of them must ask."""
+    return tensor.full_tensor() if isinstance(tensor, DTensor) else tensor

@@ -17,7 +17,6 @@ from typing import cast
 
 import torch
 from torch import Tensor, nn
-from transformers import PreTrainedModel
 
 from wfray.config.mixing import Curriculum, InfluenceMixing
 from wfray.config.train import TrainConfig
@@ -26,16 +25,17 @@ from wfray.data.shards import PackedCorpus
 from wfray.data.stream import MixedStream, heldout, joined
 from wfray.objectives.linear_losses import linear_losses
 from wfray.student.forward import hidden_states, lm_head_weight
-from wfray.train.collective import Collective
+from wfray.train.collective import Collective, whole
 from wfray.train.feed import Mixer, as_tensors
 from wfray.train.mixing import Figures, LearningMixer, PhaseMixer, follow_bandit, follow_influence
+from wfray.train.sharding import Replica
 
 
 class StudentProbe:
     """Losses and gradients of the student on rows outside the training batches."""
 
-    def __init__(self, model: PreTrainedModel, precision: torch.dtype, micro_rows: int, collective: Collective) -> None:
-        self.model, self.precision, self.micro_rows, self.collective = model, precision, micro_rows, collective
+    def __init__(self, replica: Replica, micro_rows: int, collective: Collective) -> None:
+        self.replica, self.model, self.micro_rows, self.collective = replica, replica.model, micro_rows, collective
 
     def loss(self, rows: PackedBatch) -> float:
         """Mean cross-entropy over some rows, nats a token."""
@@ -48,7 +48,6 @@ class StudentProbe:
         for loss in self._losses(rows):
             loss.backward()
         blocks = self._blocks()
-        self.collective.sum_gradients(blocks)
         gradients = [block.grad for block in blocks if block.grad is not None]
         self.model.zero_grad(set_to_none=True)
         return gradients
@@ -65,10 +64,14 @@ class StudentProbe:
         for first in range(start, end, self.micro_rows):
             batch = as_tensors(rows, slice(first, min(first + self.micro_rows, end)))
             batch = {name: tensor.to(self.model.device) for name, tensor in batch.items()}
-            with torch.autocast(self.model.device.type, dtype=self.precision, enabled=self.precision != torch.float32):
-                hidden_TC = hidden_states(self.model, batch).flatten(0, 1)
-                head_VC, targets_T = lm_head_weight(self.model), batch["targets"].flatten()
-                yield linear_losses(hidden_TC, head_VC, targets_T, num_targets, ce_weight=1.0, dtype=self.precision).total
+            yield self.replica.forward(partial(self._loss, batch, num_targets), is_last=first + self.micro_rows >= end)
+
+    def _loss(self, batch: dict[str, Tensor], num_targets: int) -> Tensor:
+        precision = self.replica.precision
+        with torch.autocast(self.model.device.type, dtype=precision, enabled=precision != torch.float32):
+            hidden_TC = hidden_states(self.model, batch).flatten(0, 1)
+            head_VC, targets_T = lm_head_weight(self.model), batch["targets"].flatten()
+            return linear_losses(hidden_TC, head_VC, targets_T, num_targets, ce_weight=1.0, dtype=precision).total
 
 
 def influence_scores(probe: StudentProbe, config: InfluenceMixing, stream: MixedStream, sources: list[str]) -> Figures:
@@ -93,7 +96,7 @@ def damped_scores(products: dict[str, list[tuple[float, float]]], damping: float
 
 def inner(a: Tensor, b: Tensor) -> float:
     """The inner product of two gradients, summed in float64."""
-    return (a * b).sum(dtype=torch.float64).item()
+    return whole((a * b).sum(dtype=torch.float64)).item()
 
 
 def next_losses(probe: StudentProbe, num_rows: int, stream: MixedStream, sources: list[str]) -> Figures:

@@ -17,12 +17,11 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from transformers import PreTrainedModel
 
 from wfray.config.optimizer import MuonClip
 from wfray.config.train import TrainConfig
 from wfray.objectives.stage_loss import StageLoss
-from wfray.quant import hold_codes, lambda_at, release_codes, set_lambda
+from wfray.quant import lambda_at, set_lambda
 from wfray.student.forward import lm_head_weight, run_body
 from wfray.train.average import averaged, swap_average, update_average
 from wfray.train.checkpoints import CheckpointStore, Progress
@@ -36,6 +35,7 @@ from wfray.train.pace import Pace
 from wfray.train.qk_clip import QKClip
 from wfray.train.ratios import gradient_ratios
 from wfray.train.schedule import learning_rate_factor
+from wfray.train.sharding import Replica
 from wfray.train.state import RandomState, TrainingState
 from wfray.train.stopping import EarlyStop, HeldoutLoss
 
@@ -49,7 +49,7 @@ class Trainer:
     """One worker of a stage."""
 
     config: TrainConfig
-    model: PreTrainedModel
+    replica: Replica
     optimizer: torch.optim.Optimizer
     loss: StageLoss
     checkpoints: CheckpointStore
@@ -61,7 +61,7 @@ class Trainer:
 
     def __post_init__(self) -> None:
         train = self.config.train
-        self.precision = DTYPES[train.precision]
+        self.model, self.precision = self.replica.model, self.replica.precision
         self.clipper = Clipper(train.clipping, self.state.clipping)
         self.qk_clip = QKClip(self.model, train.optimizer, self.collective) if isinstance(train.optimizer, MuonClip) else None
         self.early_stop: EarlyStop | None = None
@@ -117,7 +117,7 @@ class Trainer:
         set_lambda(self.model, self._lambda(step))
         factor = learning_rate_factor(train.schedule, step, self.config.num_steps)
         set_learning_rate(self.optimizer, train.optimizer.learning_rate * factor)
-        hold_codes(self.model, self.precision)
+        self.replica.hold_codes()
         self.sums, self.ratios = {}, {}
 
     def _accumulate(self, micro: MicroBatch) -> None:
@@ -132,6 +132,9 @@ class Trainer:
 
     def _forward(self, micro: MicroBatch, **only: str) -> tuple[Tensor, dict[str, float]]:
         """The loss of a micro-batch, or of one of its terms, and its parts."""
+        return self.replica.forward(partial(self._compute, micro, **only), is_last=micro.is_last or bool(only))
+
+    def _compute(self, micro: MicroBatch, **only: str) -> tuple[Tensor, dict[str, float]]:
         observe = self.qk_clip.observe if self.qk_clip and micro.is_last and not only else None
         with torch.autocast(self.model.device.type, dtype=self.precision, enabled=self.precision != torch.float32):
             layers, qkv_layer = self.loss.needs_layers, self.loss.qkv_layer
@@ -142,10 +145,9 @@ class Trainer:
 
     def _update(self, step: int) -> dict[str, Any]:
         """Take the step or refuse it; its figures."""
-        self.collective.sum_gradients(self.model.parameters())
         figures: dict[str, Any] = self.collective.sum_floats(self.sums) | self.ratios
         norm = global_norm(self.model.parameters())
-        release_codes(self.model)
+        self.replica.release_codes()
         if math.isfinite(figures["loss"]) and math.isfinite(norm):
             figures |= self._take(norm)
         else:
@@ -183,7 +185,7 @@ class Trainer:
     def _heldout_loss(self, heldout: HeldoutLoss) -> float:
         """Of the weights that would be saved; every worker measures the same rows, and all agree on the mean."""
         with averaged(self.optimizer, is_on=self.config.train.average is not None):
-            loss = heldout.measure(self.model, self.config.train.micro_rows, self.precision)
+            loss = self.replica.evaluate(partial(heldout.measure, self.model, self.config.train.micro_rows, self.precision))
         return self.collective.sum_floats({"loss": loss})["loss"] / self.collective.world_size
 
     def _log(self, step: int, figures: dict[str, Any]) -> None:

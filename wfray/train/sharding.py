@@ -61,7 +61,7 @@ class LatentWeight(torch.Tensor):
     """
 
     shard: "TernaryShard"
-    __torch_function__ = torch._C._disabled_torch_function_impl
+    __torch_function__ = torch._C._disabled_torch_function_impl  # type: ignore[assignment]
 
     @staticmethod
     def __new__(cls, shard: "TernaryShard") -> "LatentWeight":
@@ -71,7 +71,7 @@ class LatentWeight(torch.Tensor):
         return tensor
 
     @classmethod
-    def __torch_dispatch__(cls, function: Any, types: Any, args: tuple = (), kwargs: dict | None = None) -> Any:
+    def __torch_dispatch__(cls, function: Any, types: Any, args: tuple = (), kwargs: dict | None = None) -> Any:  # type: ignore[override]
         if function in (torch.ops.aten.detach.default, torch.ops.aten.as_strided.default):
             return LatentWeight(args[0].shard)
         args, kwargs = tree_map_only(LatentWeight, lambda weight: weight.shard.floats, (args, kwargs or {}))
@@ -86,8 +86,8 @@ class TernaryShard:
         weight = layer.weight
         assert isinstance(weight, DTensor)
         self.layer, self.shape, self.num_workers = layer, weight.shape, weight.device_mesh.size()
-        with torch.no_grad():
-            self.local_RC = weight.to_local()
+        # FSDP2 looks for the hooks on this very object; `to_local` of a parameter returns another one.
+        self.local_RC = weight._local_tensor
         self._floats: Tensor | None = None
         for hook in (self.fsdp_pre_all_gather, self.fsdp_post_all_gather):
             setattr(self.local_RC, hook.__name__, hook)
@@ -212,8 +212,3 @@ def shard_units(modules: list[nn.Module], num_workers: int) -> list[FSDPModule]:
         unit.set_gradient_divide_factor(1.0)
         unit.set_force_sum_reduction_for_comms(True)
     return units
-
-
-def whole(tensor: Tensor) -> Tensor:
-    """A tensor with the parts of all workers."""
-    return tensor.full_tensor() if isinstance(tensor, DTensor) else tensor

@@ -14,7 +14,7 @@ from wfray.data.shards import PackedCorpus
 from wfray.data.stream import MixedStream
 from wfray.objectives import StageLoss
 from wfray.student import convert
-from wfray.train import CheckpointStore, Collective, Feed, StepPlan, Trainer
+from wfray.train import CheckpointStore, Collective, Feed, Replica, StepPlan, Trainer
 from wfray.train.influence import StudentProbe, make_mixer
 from wfray.train.loop import DTYPES
 from wfray.train.optimizer import make_optimizer
@@ -55,19 +55,21 @@ class Attempt:
         self.rows: list[dict[str, Any]] = []
         self.die_at = die_at
         self.model = convert(tiny_model("llama"), Subln(init="ones"))
+        collective, precision = Collective(), DTYPES[settings.train.precision]
+        replica = Replica(self.model, precision, collective)
         optimizer = make_optimizer(self.model, settings.train)
-        store = CheckpointStore(directory / "checkpoints", Collective())
+        store = CheckpointStore(directory / "checkpoints", collective)
         newest = store.newest()
         progress = store.load(newest, self.model, optimizer) if newest else None
         cursor = progress.cursor if progress else None
         stream = MixedStream(corpus, weights=None if cursor else settings.first_weights, seed=0, cursor=cursor)
         self.first_step = progress.step if progress else 0
         plan = StepPlan(8, settings.train.micro_rows, settings.num_steps, self.first_step, in_flight=2)
-        probe = StudentProbe(self.model, DTYPES[settings.train.precision], settings.train.micro_rows, Collective())
-        self.feed = Feed(stream, plan, None, rank=0, world_size=1, mixer=make_mixer(settings, probe, corpus))
-        loss = StageLoss(settings.objectives, None, DTYPES[settings.train.precision])
+        probe = StudentProbe(replica, settings.train.micro_rows, collective)
+        self.feed = Feed(stream, plan, None, collective.rank, collective.world_size, make_mixer(settings, probe, corpus))
+        loss = StageLoss(settings.objectives, None, precision)
         state = progress.state if progress else TrainingState()
-        self.trainer = Trainer(settings, self.model, optimizer, loss, store, Collective(), self.log, state)
+        self.trainer = Trainer(settings, replica, optimizer, loss, store, collective, self.log, state)
 
     def log(self, **row: Any) -> None:
         self.rows.append(row)

@@ -16,7 +16,7 @@ from wfray.data.batch import PackedBatch
 from wfray.data.shards import PackedCorpus
 from wfray.data.stream import MixedStream, heldout
 from wfray.student import convert, hidden_states
-from wfray.train import Collective
+from wfray.train import Collective, Replica
 from wfray.train.feed import as_tensors
 from wfray.train.influence import StudentProbe, damped_scores, influence_scores, inner, next_losses
 
@@ -31,7 +31,7 @@ def student(request: pytest.FixtureRequest) -> PreTrainedModel:
 
 
 def probe_of(model: PreTrainedModel, micro_rows: int = 3) -> StudentProbe:
-    return StudentProbe(model, torch.float32, micro_rows, Collective())
+    return StudentProbe(Replica(model, torch.float32, Collective()), micro_rows, Collective())
 
 
 def plain_loss(model: PreTrainedModel, rows: PackedBatch) -> torch.Tensor:
