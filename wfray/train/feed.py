@@ -13,8 +13,8 @@ place, and the requests in flight are bounded by a number instead of by blocks.
 import time
 from collections import deque
 from collections.abc import Iterator
-from dataclasses import dataclass
-from typing import Protocol
+from dataclasses import dataclass, fields, is_dataclass, replace
+from typing import Any, Protocol, TypeVar
 
 import numpy as np
 import torch
@@ -23,6 +23,8 @@ from torch import Tensor
 from wfray.data.batch import PackedBatch
 from wfray.data.stream import Cursor, MixedStream
 from wfray.teacher.signals import Signals
+
+T = TypeVar("T")
 
 
 class PendingSignals(Protocol):
@@ -149,3 +151,17 @@ def as_tensors(batch: PackedBatch, rows: slice) -> dict[str, Tensor]:
     """Some rows of a packed batch as tensors."""
     names = ("input_ids", "targets", "position_ids", "segment_ids")
     return {name: torch.from_numpy(np.ascontiguousarray(batch[name][rows])) for name in names}  # type: ignore[literal-required]
+
+
+def on_device(value: T, device: torch.device) -> T:
+    """The same with every tensor in it on `device`: dicts, tuples and dataclasses of tensors, as batches and signals are."""
+    moved: Any = value
+    if isinstance(value, Tensor):
+        moved = value.to(device)
+    elif isinstance(value, dict):
+        moved = {key: on_device(item, device) for key, item in value.items()}
+    elif isinstance(value, tuple):
+        moved = tuple(on_device(item, device) for item in value)
+    elif is_dataclass(value) and not isinstance(value, type):
+        moved = replace(value, **{entry.name: on_device(getattr(value, entry.name), device) for entry in fields(value)})
+    return moved

@@ -27,7 +27,7 @@ from wfray.train.average import averaged, swap_average, update_average
 from wfray.train.checkpoints import CheckpointStore, Progress
 from wfray.train.clipping import Clipper, global_norm
 from wfray.train.collective import Collective
-from wfray.train.feed import Feed, MicroBatch
+from wfray.train.feed import Feed, MicroBatch, on_device
 from wfray.train.memory import explain_out_of_memory
 from wfray.train.mixing import mixture_figures
 from wfray.train.optimizer import set_learning_rate
@@ -122,6 +122,7 @@ class Trainer:
 
     def _accumulate(self, micro: MicroBatch) -> None:
         """Forward and backward of one micro-batch."""
+        micro.batch, micro.signals = on_device((micro.batch, micro.signals), self.model.device)
         every = self.config.train.gradient_ratio_every_steps
         if every and not self.sums and micro.step % every == 0:
             self.ratios = gradient_ratios(self.model, self.loss.objectives, lambda kind: self._forward(micro, only=kind)[0])
@@ -130,18 +131,18 @@ class Trainer:
         for name, value in {"loss": loss.item(), **parts}.items():
             self.sums[name] = self.sums.get(name, 0.0) + value
 
-    def _forward(self, micro: MicroBatch, **only: str) -> tuple[Tensor, dict[str, float]]:
+    def _forward(self, micro: MicroBatch, only: str | None = None) -> tuple[Tensor, dict[str, float]]:
         """The loss of a micro-batch, or of one of its terms, and its parts."""
-        return self.replica.forward(partial(self._compute, micro, **only), is_last=micro.is_last or bool(only))
+        return self.replica.forward(partial(self._compute, micro, only), is_last=micro.is_last or only is not None)
 
-    def _compute(self, micro: MicroBatch, **only: str) -> tuple[Tensor, dict[str, float]]:
-        observe = self.qk_clip.observe if self.qk_clip and micro.is_last and not only else None
+    def _compute(self, micro: MicroBatch, only: str | None) -> tuple[Tensor, dict[str, float]]:
+        observe = self.qk_clip.observe if self.qk_clip and micro.is_last and only is None else None
         with torch.autocast(self.model.device.type, dtype=self.precision, enabled=self.precision != torch.float32):
             layers, qkv_layer = self.loss.needs_layers, self.loss.qkv_layer
             output = run_body(self.model, micro.batch, with_layers=layers, qkv_layer=qkv_layer, observe=observe)
             head_VC = lm_head_weight(self.model)
             progress = micro.step / self.config.num_steps
-            return self.loss(output, head_VC, micro.batch, micro.signals, micro.num_targets, progress, **only)
+            return self.loss(output, head_VC, micro.batch, micro.signals, micro.num_targets, progress, only)
 
     def _update(self, step: int) -> dict[str, Any]:
         """Take the step or refuse it; its figures."""
