@@ -16,11 +16,9 @@ from wfray.data.shards import PackedCorpus
 from wfray.data.stream import MixedStream
 from wfray.objectives import StageLoss
 from wfray.student import convert
-        rows = settings.train.batch_tokens // SEQUENCE_LENGTH
-        plan = StepPlan(rows, settings.train.micro_rows, settings.num_steps, self.first_step, in_flight=2)
-        probe = StudentProbe(replica, settings.train.micro_rows, collective)
-        self.feed = Feed(stream, plan, teacher, collective.rank, collective.world_size, make_mixer(settings, probe, corpus))
-        loss = StageLoss(settings.objectives, teacher.model.lm_head.weight.detach() if teacher else None, precision)
+from wfray.student.forward import run_body
+from wfray.teacher.signals import Signals
+from wfray.train import CheckpointStore, Collective, Feed, Replica, StepPlan, Trainer
 from wfray.train.influence import StudentProbe, make_mixer
 from wfray.train.loop import DTYPES
 from wfray.train.optimizer import make_optimizer
