@@ -5,9 +5,11 @@ BitDistill (arXiv 2510.13998) equation 3. A token is the last axis.
 
 import torch
 from torch import Tensor
+from torch.nn import functional
 
 ACTIVATION_EPS = 1e-5
 LEVELS = 127
+CUDA_ROWS = 32
 
 
 def quantize_activations(x: Tensor) -> tuple[Tensor, Tensor]:
@@ -25,6 +27,17 @@ def quantize_activations(x: Tensor) -> tuple[Tensor, Tensor]:
     # |x| <= g, so 127/(g + eps) * x lies within -127 and 127, and the formula's clip never does anything.
     codes = (x.detach() * (LEVELS / (largest + ACTIVATION_EPS))).round_().to(torch.int8)
     return codes, largest / LEVELS
+
+
+def int8_matmul(codes_TC: Tensor, codes_DC: Tensor) -> Tensor:
+    """The exact product `codes_TC @ codes_DC^T`, int32 [T, D].
+
+    CUDA's int8 tensor cores want more than 16 rows; fewer are filled up with zeros.
+    """
+    missing = CUDA_ROWS - codes_TC.shape[0] if codes_TC.is_cuda else 0
+    if missing <= 0:
+        return torch._int_mm(codes_TC, codes_DC.t())
+    return torch._int_mm(functional.pad(codes_TC, (0, 0, 0, missing)), codes_DC.t())[: codes_TC.shape[0]]
 
 
 def fake_quantize_activations(x: Tensor) -> Tensor:

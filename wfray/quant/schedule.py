@@ -7,6 +7,7 @@ exactly 1 at the end of the warm-up like all others.
 
 import math
 
+import torch
 from torch import nn
 
 from wfray.config.train import Quantization
@@ -34,5 +35,6 @@ def set_lambda(model: nn.Module, value: float) -> None:
     """Set lambda of every BitLinear of `model`."""
     if not 0.0 <= value <= 1.0:
         raise ValueError(f"lambda must be between 0 and 1, not {value}")
+    partial = None if value == 1.0 else torch.tensor(value)
     for layer in bit_linears(model):
-        layer.quantization_lambda = value
+        layer.partial_lambda = partial
