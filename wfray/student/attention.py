@@ -52,6 +52,7 @@ AttentionObserver = Callable[[int, Tensor, Tensor, Segments], None]
 """Is shown every layer's index, Q [B, heads, T, head_dim], K [B, kv heads, T, head_dim] and the segments."""
 
 
+@torch.compiler.disable
 def segments_attention(
     module: nn.Module,
     query_BHTD: Tensor,
