@@ -24,6 +24,7 @@ from wfray.objectives.relations import check_split
 from wfray.quant.determinism import use_deterministic_algorithms
 from wfray.runs.files import remove, write_aside
 from wfray.student import load_student, save_student
+from wfray.student.compiled import compile_layers
 from wfray.student.original import architecture_of
 from wfray.teacher import Fingerprint, SignalRequest
 from wfray.train import CheckpointStore, Collective, Feed, Replica, StepPlan, Trainer
@@ -83,6 +84,8 @@ def run_worker(config: TrainConfig, directory: Path, student: Path, corpus: Path
     if config.train.gradient_checkpointing:
         model.gradient_checkpointing_enable({"use_reentrant": False})
     torch.nn.Module.to(model, "cuda" if torch.cuda.is_available() else "cpu")
+    if config.train.compile:
+        compile_layers(model)
     teacher = connect_teacher(config, packed, model)
     head_VC = teacher.head() if teacher and "hidden" in teacher.wanted["wires"] else None
     loss = StageLoss(config.objectives, head_VC, DTYPES[config.train.precision])

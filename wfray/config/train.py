@@ -137,6 +137,9 @@ class Training(Config):
     """Of the forward and backward products; master weights and optimizer states are float32."""
     gradient_checkpointing: bool = False
     """Keep the inputs of each layer only and compute the rest again in the backward pass: less memory, a third more work."""
+    compile: bool = False
+    """Compile the decoder layers: a ternary step takes two thirds of its time, after about half a minute once. CPUs need a C++ compiler
+    and Python's headers."""
     checkpoint_every_tokens: PositiveInt
     """Distance of checkpoints; a killed job redoes at most this."""
     optimizer: Optimizer
