@@ -1,6 +1,7 @@
-"""The body of SmolLM2-135M with random weights, and its peers, as benchmarks of the training step run them."""
+"""Bodies of real shapes with random weights, and their peers, as benchmarks of the training step run them."""
 
 from collections.abc import Callable
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -14,17 +15,33 @@ from wfray.student import convert, run_body
 from wfray.student.attention import NAME as SEGMENT_ATTENTION
 from wfray.student.families import decoder_layers, family_of, projections
 
-SMOLLM2_135M = {
-    "num_hidden_layers": 30,
-    "hidden_size": 576,
-    "intermediate_size": 1536,
-    "num_attention_heads": 9,
-    "num_key_value_heads": 3,
-    "head_dim": 64,
-    "vocab_size": 49_152,
-    "tie_word_embeddings": True,
-    "rope_theta": 100_000.0,
+SHAPES: dict[str, tuple[str, dict[str, Any]]] = {
+    "smollm2_135m": (
+        "llama",
+        {
+            "num_hidden_layers": 30,
+            "hidden_size": 576,
+            "intermediate_size": 1536,
+            "num_attention_heads": 9,
+            "num_key_value_heads": 3,
+            "head_dim": 64,
+            "vocab_size": 49_152,
+        },
+    ),
+    "qwen3_0_6b": (
+        "qwen3",
+        {
+            "num_hidden_layers": 28,
+            "hidden_size": 1024,
+            "intermediate_size": 3072,
+            "num_attention_heads": 16,
+            "num_key_value_heads": 8,
+            "head_dim": 128,
+            "vocab_size": 151_936,
+        },
+    ),
 }
+"""Family and figures of each model."""
 ROWS, LENGTH, THREADS = 4, 512, 2
 
 
@@ -37,21 +54,23 @@ class FakeQuantLinear(nn.Linear):
         return F.linear(x + (fake_quantize_activations(x) - x).detach(), weight)
 
 
-def original(num_layers: int = 30) -> PreTrainedModel:
-    """The unconverted model, float32 weights, ready for training."""
+def original(shape: str = "smollm2_135m", num_layers: int | None = None) -> PreTrainedModel:
+    """The unconverted model, float32 weights, ready for training; `num_layers`: fewer than it has."""
     torch.manual_seed(0)
-    config = AutoConfig.for_model("llama", **{**SMOLLM2_135M, "num_hidden_layers": num_layers})
+    family, figures = SHAPES[shape]
+    layers = num_layers or figures["num_hidden_layers"]
+    config = AutoConfig.for_model(family, **{**figures, "num_hidden_layers": layers}, tie_word_embeddings=True)
     return AutoModelForCausalLM.from_config(config, attn_implementation=SEGMENT_ATTENTION).train()
 
 
-def student(num_layers: int = 30) -> PreTrainedModel:
+def student(shape: str = "smollm2_135m", num_layers: int | None = None) -> PreTrainedModel:
     """The ternary student of `original`, with a SubLN before each output projection."""
-    return convert(original(num_layers), Subln(init="ones"))
+    return convert(original(shape, num_layers), Subln(init="ones"))
 
 
-def replaced(make: Callable[[nn.Linear], nn.Module], num_layers: int = 30) -> PreTrainedModel:
+def replaced(make: Callable[[nn.Linear], nn.Module], num_layers: int | None = None) -> PreTrainedModel:
     """`original` with every projection of its decoder layers replaced: how a peer without SubLN looks."""
-    model = original(num_layers)
+    model = original(num_layers=num_layers)
     for layer in decoder_layers(model):
         for parent, name in projections(layer, family_of(model.config)):
             setattr(parent, name, make(getattr(parent, name)))
@@ -72,20 +91,21 @@ def auto_bit_linear(linear: nn.Linear) -> nn.Module:
     return peer
 
 
-def batch(rows: int = ROWS, length: int = LENGTH) -> dict[str, Tensor]:
+def batch(rows: int = ROWS, length: int = LENGTH, device: str = "cpu") -> dict[str, Tensor]:
     """Rows of one document each."""
     generator = torch.Generator().manual_seed(1)
-    return {
-        "input_ids": torch.randint(0, SMOLLM2_135M["vocab_size"], (rows, length), generator=generator),
-        "position_ids": torch.arange(length).expand(rows, length),
+    packed = {
+        "input_ids": torch.randint(0, 49_152, (rows, length), generator=generator),
+        "position_ids": torch.arange(length).repeat(rows, 1),
         "segment_ids": torch.ones(rows, length, dtype=torch.int32),
     }
+    return {name: tensor.to(device) for name, tensor in packed.items()}
 
 
 def training_step(model: PreTrainedModel, packed: dict[str, Tensor]) -> Callable[[], None]:
     """Forward and backward of the body under bfloat16 autocast, weights quantized once in the step."""
-    hidden = model.config.hidden_size
-    grad = torch.randn(*packed["input_ids"].shape, hidden, generator=torch.Generator().manual_seed(2)).to(packed["input_ids"].device)
+    input_ids = packed["input_ids"]
+    grad = torch.randn(*input_ids.shape, model.config.hidden_size, generator=torch.Generator().manual_seed(2)).to(input_ids.device)
 
     def step() -> None:
         hold_codes(model)

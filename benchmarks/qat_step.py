@@ -27,10 +27,10 @@ def main() -> None:
     args = parser.parse_args()
     torch.set_num_threads(bodies.THREADS)
     models = {
-        "bf16": bodies.original(args.layers),
-        "bf16 compiled": bodies.original(args.layers),
-        "ternary": bodies.student(args.layers),
-        "ternary compiled": bodies.student(args.layers),
+        "bf16": bodies.original(num_layers=args.layers),
+        "bf16 compiled": bodies.original(num_layers=args.layers),
+        "ternary": bodies.student(num_layers=args.layers),
+        "ternary compiled": bodies.student(num_layers=args.layers),
         "fake-quant": bodies.replaced(bodies.fake_quant, args.layers),
         "AutoBitLinear": bodies.replaced(bodies.auto_bit_linear, args.layers),
     }

@@ -29,7 +29,8 @@ def outputs_and_gradients(model: torch.nn.Module, packed: dict[str, Tensor]) -> 
     with torch.autocast("cpu", torch.bfloat16):
         output = run_body(model, packed, with_layers=True, qkv_layer=1)  # type: ignore[arg-type]
     model.zero_grad()
-    output.hidden_BTC.float().square().sum().backward()
+    direction = torch.linspace(-1, 1, output.hidden_BTC.numel()).sin().view_as(output.hidden_BTC)
+    (output.hidden_BTC.float() * direction).sum().backward()
     gradients = [p.grad for p in model.parameters() if p.grad is not None]
     return [output.hidden_BTC.float(), output.layers[1].float(), output.qkv[0].float(), *gradients]
 
