@@ -104,10 +104,10 @@ class TernaryShard:
             raise RuntimeError("the latent weight is sharded: only its codes are held on every worker")
         return self._floats
 
-    def hold(self, scale: Tensor, dtype: torch.dtype) -> None:
-        """Gather the codes for products in `dtype`, and the floats where lambda is below 1."""
-        self.layer.hold_codes(dtype, (self._gather(ternary_codes(self.local_RC, scale)), scale))
-        self._floats = self._gather(self.local_RC) if self.layer.quantization_lambda < 1.0 else None
+    def hold(self, scale: Tensor) -> None:
+        """Gather the codes, and the floats where lambda is below 1."""
+        self.layer.hold_codes((self._gather(ternary_codes(self.local_RC, scale)), scale))
+        self._floats = None if self.layer.partial_lambda is None else self._gather(self.local_RC)
 
     def release(self) -> None:
         """Drop what was gathered."""
@@ -178,11 +178,11 @@ class Replica:
     def hold_codes(self) -> None:
         """Quantize every weight for the step that begins."""
         if not self._shards:
-            return hold_codes(self.model, self.precision)
+            return hold_codes(self.model)
         totals = torch.stack([absolute_sum(shard.local_RC) for shard in self._shards])
         dist.all_reduce(totals)
         for shard, total in zip(self._shards, totals, strict=True):
-            shard.hold(ternary_scale(total, shard.shape.numel()), self.precision)
+            shard.hold(ternary_scale(total, shard.shape.numel()))
 
     def release_codes(self) -> None:
         """Forget the codes: the weights are about to change."""
