@@ -113,14 +113,14 @@ def consume(job: Job, world_sizes: list[int], num_kills: int, seed: int) -> int:
 
 def run_group(job: Job, attempt: int, world_size: int, steps_left: float | None, chance: random.Random) -> bool:
     """Run one group; kill it about `steps_left` steps from now. Whether it came to its end."""
-    barrier, steps_done = CONTEXT.Barrier(world_size), CONTEXT.Value("q", -1)
+    commit = job.commit()
+    done = len(commit.notes) if commit else 0
+    barrier, steps_done = CONTEXT.Barrier(world_size), CONTEXT.Value("q", done)
     workers = [CONTEXT.Process(target=work, args=(job, attempt, rank, world_size, barrier, steps_done)) for rank in range(world_size)]
     for worker in workers:
         worker.start()
     if steps_left is not None:
-        commit = job.commit()
-        target = (len(commit.notes) if commit else 0) + int(steps_left)
-        while steps_done.value < target and any(worker.is_alive() for worker in workers):
+        while steps_done.value < done + int(steps_left) and any(worker.is_alive() for worker in workers):
             time.sleep(0.001)
         time.sleep(chance.uniform(0, 0.03))
         for worker in chance.sample(workers, world_size):
