@@ -1,28 +1,37 @@
-"""The corpus maker: Ray Data reads, tokenizes, packs and writes; order and names come from `wfray.data`.
+"""The corpus maker: Ray Data reads, cleans, tokenizes, packs and writes; order and names come from `wfray.data`.
 
-One task a source lists its documents and packs its held-out rows, then one task a part packs one shard, all sources in one
-pipeline; a source whose shards fell short of its `max_tokens` gets further parts in another round. A task is stateless and
-asks for half a CPU, so a reserved teacher does not starve it; it returns a record of a few hundred bytes: rows go to the file
-system, never through the object store. Results are taken in order whatever the scheduling. A job that died left whole shards
-behind; they are found by name and not made again.
+The driver lists files and divides sources into units; one task a unit packs its shards, all sources in one pipeline; a source whose
+units fell short of its `max_tokens` gets further units in another round. Where duplicates or evaluation sets are looked for, a
+pass over the units comes first. A task is stateless and asks for half a CPU, so a reserved teacher does not starve it; it returns
+records of a few hundred bytes: rows go to the file system, never through the object store. Results are taken in order whatever
+the scheduling. A job that died left receipts and whole shards behind; they are found by name and not made again.
 """
 
+import os
 from collections.abc import Callable, Iterator
 from functools import cache
 from pathlib import Path
 from typing import Literal
 
+import numpy as np
 import ray
 from pydantic import BaseModel, TypeAdapter
 
-from wfray.config.data import PackConfig, Source
-from wfray.data.build import PackOptions, Part, Survey, pack_part, parts_wanted, split_parts, survey, up_to
+from wfray.config.cleaning import Duplicates
+from wfray.config.data import JsonLines, PackConfig, Parquet, Source, TextFiles
+from wfray.data.build import PackOptions, UnitResult, kept_documents, open_cleaner, pack_unit, units_wanted, up_to
+from wfray.data.cleaning import Cleaner, write_runs
+from wfray.data.duplicates import find_duplicates, fingerprints
 from wfray.data.encoding import Encoder, TokenizerFacts
-from wfray.data.shards import INDEX, CorpusIndex, ShardRecord, SourceIndex, Split, SplitIndex, write_index
+from wfray.data.removed import merge_removed
+from wfray.data.shards import INDEX, CorpusIndex, SourceIndex, Split, SplitIndex, write_index
+from wfray.data.sources import Unit, plan_units, read_unit
+from wfray.runs import resolve_home, write_aside
 
 NUM_CPUS = 0.5
 """Of one task."""
 Report = Callable[[float, str], None]
+Plan = dict[str, list[Unit]]
 
 
 def pack_corpus(config: PackConfig, tokenizer: TokenizerFacts, directory: Path, report: Report) -> CorpusIndex:
@@ -38,54 +47,103 @@ def pack_corpus(config: PackConfig, tokenizer: TokenizerFacts, directory: Path, 
         ValueError: a source is missing, unreadable or too small; the message names it and the mend.
     """
     (directory / INDEX).unlink(missing_ok=True)
-    options = PackOptions(
-        corpus=str(directory),
-        tokenizer=tokenizer,
-        sequence_length=config.sequence_length,
-        rows_per_shard=config.rows_per_shard,
-        heldout_rows=config.heldout_rows,
-        seed=config.seed,
-    )
-    report(0.1, f"reading {len(config.sources)} sources")
-    surveys = survey_sources(config, options)
-    report(0.3, "packing")
-    shards = pack_sources(config, surveys, options, report)
-    sources = [index_source(source, shards[source.name], surveys[source.name].heldout) for source in config.sources]
+    options = pack_options(config, tokenizer, directory)
+    report(0.1, f"listing {len(config.sources)} sources")
+    plan = {source.name: plan_units(absolute(source), Path(options.cache), config.seed, options.unit_bytes) for source in config.sources}
+    report(0.15, f"{sum(len(units) for units in plan.values())} units")
+    note_evaluations(config, options)
+    note_duplicates(config, plan, options, report)
+    results = pack_units(config, plan, options, report)
+    sources = [index_source(source, results[source.name]) for source in config.sources]
     index = CorpusIndex(**tokenizer.model_dump(), sequence_length=config.sequence_length, sources=sources)
     write_index(directory, index)
     return index
 
 
-def index_source(source: Source, train: list[ShardRecord], heldout: ShardRecord) -> SourceIndex:
+def pack_options(config: PackConfig, tokenizer: TokenizerFacts, directory: Path) -> PackOptions:
+    """What every task is told."""
+    return PackOptions(
+        corpus=str(directory),
+        cache=str(resolve_home(config.cache)),
+        tokenizer=tokenizer,
+        sequence_length=config.sequence_length,
+        rows_per_shard=config.rows_per_shard,
+        heldout_rows=config.heldout_rows,
+        seed=config.seed,
+        packing=config.packing,
+        unit_bytes=config.megabytes_per_task * 2**20,
+        on_bad_input=config.on_bad_input,
+        evaluation_words=config.decontamination.num_words if config.decontamination else None,
+        config_sha256=config.digest(),
+    )
+
+
+def absolute(source: Source) -> Source:
+    """A source whose path, if it is local, is good in every process."""
+    if isinstance(source, JsonLines | Parquet | TextFiles) and "://" not in source.path:
+        return source.model_copy(update={"path": str(resolve_home(source.path))})
+    return source
+
+
+def index_source(source: Source, results: list[UnitResult]) -> SourceIndex:
     """The index entry of one source."""
-    splits: dict[Split, SplitIndex] = {"train": SplitIndex(shards=train), "heldout": SplitIndex(shards=[heldout])}
-    return SourceIndex(name=source.name, kind=source.kind, licence=source.licence, weight=source.weight, splits=splits)
+    train = up_to([shard for result in results for shard in result.train], source.max_tokens)
+    heldout = [result.heldout for result in results if result.heldout]
+    splits: dict[Split, SplitIndex] = {"train": SplitIndex(shards=train), "heldout": SplitIndex(shards=heldout)}
+    removed = merge_removed(result.removed for result in results)
+    return SourceIndex(name=source.name, kind=source.kind, licence=source.licence, weight=source.weight, splits=splits, removed=removed)
 
 
-def survey_sources(config: PackConfig, options: PackOptions) -> dict[str, Survey]:
-    """What each source holds, by name."""
-    results = run_tasks("survey", [source.model_dump_json() for source in config.sources], options)
-    return {source.name: Survey.model_validate_json(result) for source, result in zip(config.sources, results, strict=True)}
+def note_evaluations(config: PackConfig, options: PackOptions) -> None:
+    """Write the word runs of the evaluation sets, if any are to be kept out."""
+    if config.decontamination:
+        sources = TypeAdapter(list[Source]).dump_json([absolute(source) for source in config.decontamination.evaluations]).decode()
+        list(run_tasks("evaluations", [sources], options))
 
 
-def pack_sources(config: PackConfig, surveys: dict[str, Survey], options: PackOptions, report: Report) -> dict[str, list[ShardRecord]]:
-    """The training shards of each source, in order, by name."""
-    parts = {source.name: split_parts(source, surveys[source.name].documents, options) for source in config.sources}
-    shards: dict[str, list[ShardRecord]] = {source.name: [] for source in config.sources}
+def note_duplicates(config: PackConfig, plan: Plan, options: PackOptions, report: Report) -> None:
+    """Write a mask of the duplicates of every unit, if any are to be left out."""
+    if config.duplicates is None:
+        return
+    units = [unit for source in config.sources for unit in plan[source.name]]
+    # A mask of an earlier attempt must not hide documents from the fingerprints.
+    for unit in units:
+        options.mask(unit).unlink(missing_ok=True)
+    items = [Fingerprinting(unit=unit, duplicates=config.duplicates).model_dump_json() for unit in units]
+    for number, _ in enumerate(run_tasks("fingerprints", items, options), start=1):
+        report(0.15 + 0.15 * number / len(units), f"duplicates: unit {number} of {len(units)}")
+    prints = [np.load(options.fingerprints(unit), mmap_mode="r") for unit in units]
+    for unit, mask in zip(units, find_duplicates(prints, config.duplicates), strict=True):
+        with write_aside(options.mask(unit)) as aside, aside.open("wb") as file:
+            np.save(file, mask)
 
-    def wanted() -> list[Part]:
-        each = (parts_wanted(source, parts[source.name], shards[source.name], options) for source in config.sources)
-        return [part for wanted_of_source in each for part in wanted_of_source]
+
+def pack_units(config: PackConfig, plan: Plan, options: PackOptions, report: Report) -> dict[str, list[UnitResult]]:
+    """What became of the units of each source, in order, by name."""
+    results: dict[str, list[UnitResult]] = {source.name: [] for source in config.sources}
+
+    def wanted() -> list[Unit]:
+        return [unit for source in config.sources for unit in units_wanted(plan[source.name], results[source.name], options)]
 
     while batch := wanted():
-        results = run_tasks("pack", [part.model_dump_json() for part in batch], options)
-        for number, (part, result) in enumerate(zip(batch, results, strict=True), start=1):
-            shards[part.source.name].append(ShardRecord.model_validate_json(result))
-            report(0.3 + 0.7 * number / len(batch), f"{part.source.name}: shard {number} of {len(batch)}")
-    return {source.name: up_to(shards[source.name], source.max_tokens) for source in config.sources}
+        packed = run_tasks("pack", [unit.model_dump_json() for unit in batch], options)
+        for number, (unit, result) in enumerate(zip(batch, packed, strict=True), start=1):
+            results[unit.source.name].append(UnitResult.model_validate_json(result))
+            report(0.3 + 0.7 * number / len(batch), f"{unit.source.name}: unit {number} of {len(batch)}")
+    return results
 
 
-def run_tasks(work: Literal["survey", "pack"], items: list[str], options: PackOptions) -> Iterator[str]:
+Work = Literal["evaluations", "fingerprints", "pack"]
+
+
+class Fingerprinting(BaseModel):
+    """The work of one fingerprinting task."""
+
+    unit: Unit
+    duplicates: Duplicates
+
+
+def run_tasks(work: Work, items: list[str], options: PackOptions) -> Iterator[str]:
     """Run one Ray task an item; yield the results in the order of the items, as they come."""
     rows = [{"work": work, "item": item, "options": options.model_dump_json()} for item in items]
     dataset = ray.data.from_items(rows, override_num_blocks=len(rows)).map(run_task, num_cpus=NUM_CPUS)
@@ -100,18 +158,46 @@ def run_tasks(work: Literal["survey", "pack"], items: list[str], options: PackOp
 def run_task(row: dict[str, str]) -> dict[str, str]:
     """One unit of work on a worker. A user's mistake travels as data: Ray Data would bury its message in tracebacks."""
     options = PackOptions.model_validate_json(row["options"])
-    encoder = open_encoder(options.tokenizer_json, options.tokenizer.document_end_id)
+    work = {"evaluations": write_evaluation_runs, "fingerprints": write_fingerprints, "pack": pack}[row["work"]]
     try:
-        if row["work"] == "survey":
-            result: BaseModel = survey(TypeAdapter[Source](Source).validate_json(row["item"]), options, encoder)
-        else:
-            result = pack_part(Part.model_validate_json(row["item"]), options, encoder)
+        return {"result": work(row["item"], options), "error": ""}
     except ValueError as error:
         return {"result": "", "error": str(error)}
-    return {"result": result.model_dump_json(), "error": ""}
+
+
+def write_evaluation_runs(item: str, options: PackOptions) -> str:
+    """Write the word runs of all texts of the evaluation sets."""
+    sources = TypeAdapter(list[Source]).validate_json(item)
+    texts = (
+        document.text
+        for source in sources
+        for unit in plan_units(source, Path(options.cache), options.seed, options.unit_bytes)
+        for document in read_unit(unit, Path(options.cache), "raise", Cleaner(source, None))
+    )
+    assert options.evaluation_words is not None
+    with write_aside(options.evaluation_runs) as aside:
+        return str(write_runs(aside, texts, options.evaluation_words))
+
+
+def write_fingerprints(item: str, options: PackOptions) -> str:
+    """Write the fingerprints of a unit's documents."""
+    work = Fingerprinting.model_validate_json(item)
+    if options.fingerprints(work.unit).exists():
+        return ""
+    documents = kept_documents(work.unit, options, open_cleaner(work.unit, options))
+    with write_aside(options.fingerprints(work.unit)) as aside, aside.open("wb") as file:
+        np.save(file, fingerprints((document.text for document in documents), work.duplicates))
+    return ""
+
+
+def pack(item: str, options: PackOptions) -> str:
+    """Pack a unit."""
+    encoder = open_encoder(options.tokenizer_json, options.tokenizer.document_end_id)
+    return pack_unit(Unit.model_validate_json(item), options, encoder).model_dump_json()
 
 
 @cache
 def open_encoder(tokenizer_json: Path, end_id: int) -> Encoder:
-    """The encoder of this worker process."""
+    """The encoder of this worker process, which encodes on one thread: the tasks are the parallelism."""
+    os.environ["TOKENIZERS_PARALLELISM"] = "false"
     return Encoder(tokenizer_json, end_id)

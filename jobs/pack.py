@@ -1,6 +1,6 @@
 """`python -m jobs.pack --config configs/pack/quickstart.yaml`: text sources -> packed token shards.
 
-connect ─► tokenizer ─► read sources, hold rows out ─► tokenize + pack, one shard a task ─► index ─► manifest
+fetch (on --fetch) ─► connect ─► tokenizer ─► list sources ─► read, clean, hold out, tokenize + pack, one unit a task ─► index ─► manifest
 """
 
 import time
@@ -10,12 +10,18 @@ from actors.connection import connect
 from actors.corpus import pack_corpus
 from jobs.cli import run_job
 from wfray.config.data import PackConfig
+from wfray.data.packages import fetch as fetch_sources
 from wfray.data.shards import CorpusIndex
 from wfray.data.tokenizer import save_tokenizer
-from wfray.runs import Stage
+from wfray.runs import Stage, resolve_home
+
+FLAGS = {"fetch": "first download the releases and Debian packages that sources name, into the cache"}
 
 
-def main(config: PackConfig) -> None:
+def main(config: PackConfig, fetch: bool = False) -> None:
+    if fetch:
+        for directory in fetch_sources(config.all_sources, resolve_home(config.cache)):
+            print(f"fetched {directory}")
     stage = Stage.of(config)
     if stage.done:
         print(f"{config.stage}: already done")
@@ -43,6 +49,7 @@ def figures_of(index: CorpusIndex, seconds: float) -> dict[str, Any]:
         source.name: {
             "licence": source.licence,
             "weight": source.weight,
+            "removed": {reason: removed.model_dump() for reason, removed in source.removed.items()},
             **{
                 name: {
                     "documents": split.num_documents,
@@ -70,8 +77,11 @@ def print_table(figures: dict[str, Any]) -> None:
             row = source[split]
             counts = [row["documents"], row["cut_documents"], row["rows"], row["tokens"], row["padding"], f"{row['fill']:.2%}"]
             print(line.format(name, split, *counts, source["licence"]))
+    for name, source in figures["sources"].items():
+        for reason, removed in source["removed"].items():
+            print(f"{name}: left out {removed['documents']} {reason} ({removed['characters']} characters), first {removed['examples'][0]}")
     print(f"{figures['tokens']} tokens packed in {figures['seconds']} s")
 
 
 if __name__ == "__main__":
-    run_job(PackConfig, main)
+    run_job(PackConfig, main, flags=FLAGS)

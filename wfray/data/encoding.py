@@ -1,15 +1,26 @@
 """Text to tokens on the Rust backend alone: a worker that encodes loads neither transformers nor torch.
 
+The backend keeps some hundred bytes a token while it works, so texts are handed to it in batches of bounded size, and an enormous
+text in pieces. A piece ends between a letter and a line break where there is one: byte-level tokenizers (GPT-2, Llama 3,
+Qwen) never join tokens there, so the pieces' tokens are the text's; for other tokenizers one token in some 200,000 may differ.
+
 Special tokens that happen to stand in a text are encoded as the characters that they are, so no document can end itself or
 pose as a chat turn. Truncation and padding that a `tokenizer.json` may carry are switched off.
 """
 
+import re
+from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
 from numpy.typing import NDArray
 from pydantic import BaseModel
 from tokenizers import Tokenizer
+
+SEAM = re.compile(r"(?<=[^\W\d_])(?=[\r\n])")
+"""Where a text may be divided without changing its tokens."""
+BATCH_CHARACTERS = 1_000_000
+"""Given to the backend at once."""
 
 
 class TokenizerFacts(BaseModel):
@@ -35,5 +46,36 @@ class Encoder:
 
     def encode(self, texts: list[str]) -> list[NDArray[np.int32]]:
         """Tokens of each text, int32 [length + 1], the last one being `end_id`."""
-        encodings = self.tokenizer.encode_batch_fast(texts, add_special_tokens=False)
-        return [np.array([*encoding.ids, self.end_id], dtype=np.int32) for encoding in encodings]
+        pieces = [(number, piece) for number, text in enumerate(texts) for piece in split_text(text)]
+        tokens: list[list[NDArray[np.int32]]] = [[] for _ in texts]
+        for batch in batches(pieces):
+            encodings = self.tokenizer.encode_batch_fast([piece for _, piece in batch], add_special_tokens=False)
+            for (number, _), encoding in zip(batch, encodings, strict=True):
+                tokens[number].append(np.array(encoding.ids, dtype=np.int32))
+        end = np.array([self.end_id], dtype=np.int32)
+        return [np.concatenate([*parts, end]) for parts in tokens]
+
+
+def split_text(text: str, limit: int = BATCH_CHARACTERS) -> Iterator[str]:
+    """Pieces of at most `limit` characters that make up `text`."""
+    start = 0
+    while len(text) - start > limit:
+        seams = list(SEAM.finditer(text, start + limit // 2, start + limit))
+        stop = seams[-1].start() if seams else start + limit
+        yield text[start:stop]
+        start = stop
+    yield text[start:]
+
+
+def batches(pieces: list[tuple[int, str]]) -> Iterator[list[tuple[int, str]]]:
+    """Consecutive pieces, grouped to about `BATCH_CHARACTERS`."""
+    batch: list[tuple[int, str]] = []
+    size = 0
+    for piece in pieces:
+        batch.append(piece)
+        size += len(piece[1])
+        if size >= BATCH_CHARACTERS:
+            yield batch
+            batch, size = [], 0
+    if batch:
+        yield batch

@@ -100,6 +100,31 @@ def pack(
     )
 
 
+def concatenate(documents: list[NDArray[np.int32]], sequence_length: int, padding_id: int) -> PackedRows:
+    """Join documents in their order and cut every row where it ends, whatever is cut; only the last row is padded.
+
+    Arguments as of `pack`. A document's piece in each row is a segment of its own. `num_cut_documents` counts the documents that
+    stand in more than one row.
+    """
+    lengths = np.array([len(document) for document in documents], dtype=np.int64)
+    ends = np.cumsum(lengths)
+    starts = ends - lengths
+    num_rows = -(-int(ends[-1]) // sequence_length)
+    input_ids = np.full(num_rows * sequence_length, padding_id, dtype=np.int32)
+    input_ids[: ends[-1]] = np.concatenate(documents)
+    numbers = np.zeros(num_rows * sequence_length, dtype=np.int64)
+    numbers[: ends[-1]] = np.repeat(np.arange(1, len(documents) + 1), lengths)
+    numbers_NS = numbers.reshape(num_rows, sequence_length)
+    segment_ids_NS = np.where(numbers_NS > 0, numbers_NS - numbers_NS[:, :1] + 1, 0).astype(np.int16)
+    return PackedRows(
+        input_ids=input_ids.reshape(num_rows, sequence_length),
+        segment_ids=segment_ids_NS,
+        num_documents=len(documents),
+        num_text_tokens=int(ends[-1]),
+        num_cut_documents=int((starts // sequence_length != (ends - 1) // sequence_length).sum()),
+    )
+
+
 def cut(documents: list[NDArray[np.int32]], sequence_length: int) -> list[Piece]:
     """Whole documents where they fit, else consecutive pieces of at most `sequence_length` tokens."""
     return [

@@ -23,10 +23,13 @@ from safetensors.numpy import save_file
 
 from wfray.data.batch import RESPONSE
 from wfray.data.packing import PackedRows
-from wfray.runs import sha256_of, write_aside, write_json
+from wfray.data.removed import Removed
+from wfray.runs import remove, sha256_of, write_aside, write_json
 
 FORMAT = 1
 INDEX = "corpus.json"
+WORK = "work"
+"""Directory of what packing keeps for a resume; gone when the corpus is whole."""
 Split = Literal["train", "heldout"]
 DTYPES = {"I32": np.int32, "I16": np.int16, "U8": np.uint8}
 """Of a safetensors header."""
@@ -92,6 +95,8 @@ class SourceIndex(BaseModel):
     licence: str
     weight: float
     splits: dict[Split, SplitIndex]
+    removed: dict[str, Removed] = {}
+    """What was left out, by reason."""
 
 
 class CorpusIndex(BaseModel):
@@ -176,7 +181,8 @@ def arrays_sha256(arrays: dict[str, NDArray[Any]]) -> str:
 
 
 def write_index(directory: Path, index: CorpusIndex) -> None:
-    """Make the corpus whole: delete shards that the index does not list, then write `corpus.json`."""
+    """Make the corpus whole: delete shards that the index does not list and what only packing needed, then write `corpus.json`."""
+    remove(directory / WORK)
     listed = {shard.file for source in index.sources for split in source.splits.values() for shard in split.shards}
     for path in (directory / "shards").iterdir():
         if str(path.relative_to(directory)) not in listed:
@@ -291,6 +297,12 @@ class PackedCorpus:
             check_shard(self.directory, shard)
             self._arrays[shard.file] = map_arrays(self.directory / shard.file)
         return self._arrays[shard.file]
+
+
+def is_whole(directory: Path, shard: ShardRecord) -> bool:
+    """Whether the file is there with its recorded hash."""
+    path = directory / shard.file
+    return path.is_file() and sha256_of(path) == shard.sha256
 
 
 def check_shard(directory: Path, shard: ShardRecord) -> None:

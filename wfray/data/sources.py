@@ -1,183 +1,137 @@
-"""Documents of a source: listed once in a seeded order, read again wherever they are packed.
+"""Sources as units of work: what each task reads, and the documents in it that are kept.
 
-`list_documents` reads a source and returns one reference per document that survives the filters; `read_documents` turns
-references back into text on any worker that sees the same files. The order is that of the SHA-256 of seed, source and
-document, so it depends on no directory order, machine path or clock, and adding a document moves no other. The list costs
-about 300 bytes of memory per document in the process that plans.
+A source is planned from its list of files alone: large files that can be divided are, and ranges are grouped, in an order drawn
+by the seed, into units of about `unit_bytes`. The plan costs some 500 bytes of memory a file or range, whatever the files
+hold; a task holds the text of one unit, so memory does not grow with the corpus. The documents of a unit come in the order of
+the SHA-256 of seed, source, file and record, which depends on no directory order, machine path or clock. A source smaller than a
+unit is therefore shuffled as a whole; larger ones are shuffled by units and within them, and training permutes all rows again.
 """
 
-import ast
 import hashlib
-import json
-import sysconfig
-from collections.abc import Callable, Iterator
-from fnmatch import fnmatch
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 from pydantic import BaseModel
 
-from wfray.config.data import JsonLines, PackageDocstrings, PackageFiles, PackageJson, Source, StandardLibrary, TextFiles
-from wfray.data.packages import package_directory
+from wfray.config.cleaning import OnBadInput
+from wfray.config.data import Source
+from wfray.data.cleaning import Cleaner
+from wfray.data.places import Place, find_place, list_files
+from wfray.data.records import DAMAGE, FileRange, Record, is_divisible, read_records
 
-Documented = ast.Module | ast.ClassDef | ast.FunctionDef | ast.AsyncFunctionDef
-INSTALLED = ["site-packages/*", "dist-packages/*"]
 
-
-class Document(BaseModel):
-    """Where one document stands."""
+@dataclass(frozen=True, slots=True)
+class Document:
+    """One document that is kept."""
 
     file: str
     """Relative to the source's root."""
     index: int
-    """Its number in the file."""
+    """Its number in the file; see `wfray.data.records`."""
+    text: str
     num_bytes: int
     """UTF-8 bytes of its text."""
 
 
-def list_documents(source: Source, seed: int) -> list[Document]:
-    """All documents of `source` that are long enough, in the order of `seed`.
+class Unit(BaseModel):
+    """What one task reads."""
+
+    source: Source
+    number: int
+    """Among the source's units."""
+    ranges: list[FileRange]
+    num_bytes: int
+    """On disk."""
+    holds_out: bool = False
+    """Whether the source's held-out rows are taken from it."""
+
+
+def plan_units(source: Source, cache: Path, seed: int, unit_bytes: int) -> list[Unit]:
+    """Divide `source` into units, in the order in which they are packed.
+
+    Args:
+        source: what to read.
+        cache: see `find_place`.
+        seed: draws the order.
+        unit_bytes: bytes of a unit, but for a file that cannot be divided.
 
     Raises:
-        ValueError: no file or no document survives, a package or folder is missing, a file is not valid UTF-8 or JSON, or
-            an object lacks a field.
+        ValueError: see `list_files`.
     """
-    files = list_files(source)
-    if not files:
-        raise ValueError(f"source {source.name}: no file matches in {str(source_root(source))!r}; correct path, glob or exclude")
-    documents = [
-        Document(file=file, index=index, num_bytes=len(text.encode()))
-        for file in files
-        for index, text in enumerate(file_texts(source, file))
-        if len(text.strip()) >= source.min_characters
-    ]
-    if not documents:
-        raise ValueError(
-            f"source {source.name}: none of {len(files)} files holds a document of at least {source.min_characters} characters; "
-            "lower min_characters or name other files"
-        )
-    return sorted(documents, key=lambda document: sort_key(source.name, document, seed))
+    ranges = []
+    for file in list_files(source, cache):
+        step = unit_bytes if is_divisible(source, file.name) else max(file.num_bytes, 1)
+        ends = [*range(step, file.num_bytes, step), None]
+        starts = [0, *ends[:-1]]
+        for start, stop in zip(starts, ends, strict=True):
+            num_bytes = (stop or file.num_bytes) - (start or 0)
+            ranges.append((num_bytes, FileRange(file=file.name, start=start or 0, stop=stop, state=file.state)))
+    if sum(num_bytes for num_bytes, _ in ranges) > unit_bytes:
+        ranges.sort(key=lambda item: draw(seed, source.name, item[1].file, item[1].start))
+    return group(source, ranges, unit_bytes)
 
 
-def sort_key(name: str, document: Document, seed: int) -> bytes:
+def group(source: Source, ranges: list[tuple[int, FileRange]], unit_bytes: int) -> list[Unit]:
+    """Consecutive ranges, of which one more would exceed `unit_bytes`, become a unit."""
+    units: list[Unit] = []
+    for num_bytes, part in ranges:
+        if not units or units[-1].num_bytes + num_bytes > unit_bytes:
+            units.append(Unit(source=source, number=len(units), ranges=[], num_bytes=0))
+        units[-1].ranges.append(part)
+        units[-1].num_bytes += num_bytes
+    return units
+
+
+def read_unit(unit: Unit, cache: Path, on_bad_input: OnBadInput, cleaner: Cleaner) -> Iterator[Document]:
+    """The documents of `unit` that are kept, in the order of its files; `cleaner` counts what is left out.
+
+    Raises:
+        ValueError: bad input under `raise`: a damaged file, an unreadable document; the message names it.
+    """
+    place = find_place(unit.source, cache)
+    for part in unit.ranges:
+        for number, make in whole_records(unit.source, place, part, on_bad_input, cleaner):
+            name = f"{part.file}#{number}"
+            try:
+                text = make()
+                content = (text or "").encode()
+            except ValueError as error:
+                if on_bad_input == "raise":
+                    raise ValueError(f"source {unit.source.name}: {place.path(part.file)}{error}") from None
+                cleaner.remove("unreadable", name)
+                continue
+            if text is None:
+                cleaner.remove("filtered", name)
+            elif cleaner.keeps(text, name):
+                yield Document(part.file, number, text, len(content))
+
+
+def whole_records(source: Source, place: Place, part: FileRange, on_bad_input: OnBadInput, cleaner: Cleaner) -> Iterator[Record]:
+    """The records of a file or range, up to where it is damaged if it is."""
+    try:
+        yield from read_records(source, place, part)
+    except (*DAMAGE, OSError) as error:
+        if not isinstance(error, DAMAGE) and (type(error) is not OSError or error.errno is not None):
+            raise
+        if on_bad_input == "raise":
+            raise ValueError(
+                f"source {source.name}: {place.path(part.file)} is truncated or damaged ({type(error).__name__}: {error}): replace or "
+                "exclude it, or set on_bad_input: skip"
+            ) from None
+        cleaner.remove("damaged_file", part.file)
+
+
+def shuffled(source: Source, documents: Iterable[Document], seed: int) -> list[Document]:
+    """Documents in the order of `seed`."""
+    return sorted(documents, key=lambda document: document_key(source.name, document, seed))
+
+
+def document_key(name: str, document: Document, seed: int) -> bytes:
     """A number drawn for one document."""
-    return hashlib.sha256(f"{seed}\0{name}\0{document.file}\0{document.index}".encode()).digest()
+    return draw(seed, name, document.file, document.index)
 
 
-def read_documents(source: Source, documents: list[Document]) -> Iterator[str]:
-    """The texts of `documents`, in their order; each file is read once and its texts kept only while needed."""
-    wanted: dict[str, int] = {}
-    for document in documents:
-        wanted[document.file] = wanted.get(document.file, 0) + 1
-    texts: dict[str, list[str]] = {}
-    for document in documents:
-        if document.file not in texts:
-            texts[document.file] = file_texts(source, document.file)
-        yield texts[document.file][document.index]
-        wanted[document.file] -= 1
-        if wanted[document.file] == 0:
-            del texts[document.file]
-
-
-def source_root(source: Source) -> Path:
-    """The directory that the source's files are relative to."""
-    match source:
-        case StandardLibrary():
-            return Path(sysconfig.get_path("stdlib"))
-        case JsonLines() | TextFiles():
-            path = Path(source.path).expanduser()
-            if not path.exists():
-                raise ValueError(f"source {source.name}: {str(path)!r} does not exist; correct its path")
-            return path.parent if path.is_file() else path
-        case PackageFiles() | PackageDocstrings() | PackageJson():
-            return package_directory(source.package)
-
-
-def list_files(source: Source) -> list[str]:
-    """The source's files, relative to its root, sorted."""
-    root = source_root(source)
-    match source:
-        case PackageJson():
-            return [source.file] if (root / source.file).is_file() else []
-        case JsonLines() if Path(source.path).expanduser().is_file():
-            return [Path(source.path).name]
-        case JsonLines():
-            excluded: list[str] = []
-        case StandardLibrary():
-            excluded = [*INSTALLED, *source.exclude]
-        case _:
-            excluded = source.exclude
-    found = (path.relative_to(root).as_posix() for path in root.glob(source.glob) if path.is_file())
-    return sorted(file for file in found if not any(fnmatch(file, pattern) for pattern in excluded))
-
-
-def file_texts(source: Source, file: str) -> list[str]:
-    """The texts of all documents of one file, unfiltered."""
-    path = source_root(source) / file
-    content = read_utf8(source.name, path)
-    match source:
-        case PackageJson():
-            tree = parse_json(source.name, f"{path}", content)
-            objects = list(tree.values()) if isinstance(tree, dict) else tree
-            return [join_fields(source, f"{path}, object {number}", item) for number, item in enumerate(objects)]
-        case JsonLines():
-            lines = [(number, line) for number, line in enumerate(content.split("\n"), start=1) if line.strip()]
-            return [
-                join_fields(source, f"{path}, line {number}", parse_json(source.name, f"{path}, line {number}", line))
-                for number, line in lines
-            ]
-        case PackageDocstrings():
-            return docstrings(content, module_name(source.package, file))
-        case _:
-            return [content]
-
-
-def read_utf8(name: str, path: Path) -> str:
-    """The text of a file, line ends as they are."""
-    content = path.read_bytes()
-    try:
-        return content.decode("utf-8")
-    except UnicodeDecodeError as error:
-        where = f"{str(path)!r} is not valid UTF-8 at byte {error.start}"
-        raise ValueError(f"source {name}: {where}: convert the file or exclude it") from None
-
-
-def parse_json(name: str, where: str, content: str) -> Any:
-    """One JSON value."""
-    try:
-        return json.loads(content)
-    except json.JSONDecodeError as error:
-        raise ValueError(f"source {name}: {where} is not valid JSON: {error}") from None
-
-
-def join_fields(source: PackageJson | JsonLines, where: str, item: Any) -> str:
-    """The text fields of one object, joined."""
-    fields = item if isinstance(item, dict) else {}
-    for field in source.fields:
-        if not isinstance(fields.get(field), str):
-            present = ", ".join(fields) or "no fields"
-            raise ValueError(f"source {source.name}: {where} has no text field {field!r}; it has: {present}")
-    return source.separator.join(fields[field] for field in source.fields)
-
-
-def module_name(package: str, file: str) -> str:
-    """`linalg/__init__.py` of package numpy -> `numpy.linalg`."""
-    parts = [package, *Path(file).with_suffix("").parts]
-    return ".".join(parts[:-1] if parts[-1] == "__init__" else parts)
-
-
-def docstrings(code: str, module: str) -> list[str]:
-    """The docstrings of a module, its classes and its functions, each under its full name."""
-    found: list[str] = []
-    visit_docstrings(ast.parse(code), module, found.append)
-    return found
-
-
-def visit_docstrings(node: Documented, name: str, add: Callable[[str], None]) -> None:
-    """Call `add` with the docstring of `node` and of what it defines."""
-    text = ast.get_docstring(node)
-    if text:
-        add(f"{name}\n\n{text}\n")
-    for child in ast.iter_child_nodes(node):
-        if isinstance(child, ast.ClassDef | ast.FunctionDef | ast.AsyncFunctionDef):
-            visit_docstrings(child, f"{name}.{child.name}", add)
+def draw(seed: int, name: str, file: str, index: int) -> bytes:
+    """32 random bytes that depend on nothing but the arguments."""
+    return hashlib.sha256(f"{seed}\0{name}\0{file}\0{index}".encode()).digest()

@@ -1,6 +1,6 @@
 """Run directories: atomic files, stage manifests, metrics. `runs/<run>/<stage>/{manifest.json, metrics.jsonl, ...}`."""
 
-from wfray.runs.files import sha256_of, write_aside, write_json
+from wfray.runs.files import remove, sha256_of, write_aside, write_json
 from wfray.runs.metrics import MetricsLog, read_metrics
 from wfray.runs.stage import Manifest, Stage, resolve_home, stage_manifests
 
@@ -9,6 +9,7 @@ __all__ = [
     "MetricsLog",
     "Stage",
     "read_metrics",
+    "remove",
     "resolve_home",
     "sha256_of",
     "stage_manifests",

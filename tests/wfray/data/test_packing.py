@@ -5,7 +5,7 @@ from collections.abc import Callable
 import numpy as np
 import pytest
 
-from wfray.data.packing import Piece, cut, pack, place
+from wfray.data.packing import Piece, concatenate, cut, pack, place
 
 MakeDocuments = Callable[[int, int, int], list[np.ndarray]]
 
@@ -59,3 +59,21 @@ def test_segments_ascend_and_padding_is_last(make_documents: MakeDocuments) -> N
 def test_many_documents_fill_rows(make_documents: MakeDocuments) -> None:
     packed = pack(make_documents(3, 5000, 300), 512, padding_id=0)
     assert packed.fill > 0.995
+
+
+@pytest.mark.parametrize("sequence_length", [8, 16, 64])
+def test_concatenation_is_one_text_cut_at_every_row(sequence_length: int, make_documents: MakeDocuments) -> None:
+    documents = make_documents(1, 200, 40)
+    packed = concatenate(documents, sequence_length, padding_id=7)
+    everything = np.concatenate(documents)
+    assert np.array_equal(packed.input_ids.reshape(-1)[: len(everything)], everything)
+    assert (
+        packed.num_text_tokens == len(everything) == np.count_nonzero(packed.segment_ids)
+        and packed.input_ids.size - len(everything) < sequence_length
+    )
+    owners = np.repeat(np.arange(200), [len(document) for document in documents])
+    rows = [set(owners[start : start + sequence_length]) for start in range(0, len(everything), sequence_length)]
+    assert [int(row.max()) for row in packed.segment_ids] == [len(row) for row in rows]
+    assert packed.num_cut_documents == sum(sum(number in row for row in rows) > 1 for number in range(200))
+    for row in packed.segment_ids[:-1]:
+        assert row[0] == 1 and (np.diff(row) >= 0).all() and (np.diff(row) <= 1).all()
