@@ -1,7 +1,7 @@
 """Text to tokens on the Rust backend alone: a worker that encodes loads neither transformers nor torch.
 
 The backend keeps some hundred bytes a token while it works, so texts are handed to it in batches of bounded size, and an enormous
-text in pieces. A piece ends between a letter and a line break where there is one: byte-level tokenizers (GPT-2, Llama 3,
+text in pieces. A piece ends between a letter and white space where there is such a place: byte-level tokenizers (GPT-2, Llama 3,
 Qwen) never join tokens there, so the pieces' tokens are the text's; for other tokenizers one token in some 200,000 may differ.
 
 Special tokens that happen to stand in a text are encoded as the characters that they are, so no document can end itself or
@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 from pydantic import BaseModel
 from tokenizers import Tokenizer
 
-SEAM = re.compile(r"(?<=[^\W\d_])(?=[\r\n])")
+SEAM = re.compile(r"(?<=[^\W\d_])(?=\s)")
 """Where a text may be divided without changing its tokens."""
 BATCH_CHARACTERS = 1_000_000
 """Given to the backend at once."""

@@ -38,7 +38,7 @@ def test_a_document_with_a_run_of_an_evaluation_set_is_left_out(tmp_path: Path) 
     cleaner = Cleaner(source(), EvaluationRuns(tmp_path / "runs.npy", 13))
     hidden = "He said: FOUR SCORE and\nseven years ago -- our fathers brought forth on this continent! And more."
     twelve = "seven years ago our fathers brought forth on this continent a new world, he said."
-    assert not cleaner.keeps(hidden, "a#0") and cleaner.keeps(twelve, "a#1") and cleaner.keeps("", "a#2")
+    assert not cleaner.keeps(hidden, "a#0") and cleaner.keeps(twelve, "a#1")
     assert cleaner.removed == {"evaluation_overlap": Removed(documents=1, characters=len(hidden), examples=["a#0"])}
 
 
