@@ -19,7 +19,7 @@ from pydantic import BaseModel, TypeAdapter
 
 from wfray.config.cleaning import Duplicates
 from wfray.config.data import JsonLines, PackConfig, Parquet, Source, TextFiles
-from wfray.data.build import PackOptions, UnitResult, kept_documents, open_cleaner, pack_unit, units_wanted, up_to
+from wfray.data.build import PackOptions, UnitResult, count_needed, kept_documents, open_cleaner, pack_unit, units_wanted, up_to
 from wfray.data.cleaning import Cleaner, write_runs
 from wfray.data.duplicates import find_duplicates, fingerprints
 from wfray.data.encoding import Encoder, TokenizerFacts
@@ -125,11 +125,13 @@ def pack_units(config: PackConfig, plan: Plan, options: PackOptions, report: Rep
     def wanted() -> list[Unit]:
         return [unit for source in config.sources for unit in units_wanted(plan[source.name], results[source.name], options)]
 
+    total = sum(count_needed(units) for units in plan.values())
     while batch := wanted():
         packed = run_tasks("pack", [unit.model_dump_json() for unit in batch], options)
-        for number, (unit, result) in enumerate(zip(batch, packed, strict=True), start=1):
+        for unit, result in zip(batch, packed, strict=True):
             results[unit.source.name].append(UnitResult.model_validate_json(result))
-            report(0.3 + 0.7 * number / len(batch), f"{unit.source.name}: unit {number} of {len(batch)}")
+            done = sum(map(len, results.values()))
+            report(0.3 + 0.7 * min(done / total, 1), f"{unit.source.name}: unit {unit.number}, {done} of about {total}")
     return results
 
 

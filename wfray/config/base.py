@@ -78,7 +78,15 @@ class StageConfig(Config):
 
 
 def read_yaml(path: Path) -> dict[str, Any]:
-    """Read a YAML mapping or raise `ValueError` with the files that stand beside the missing one."""
+    """Read a YAML mapping; raises `ValueError` when the file is missing or holds something else."""
+    tree = read_tree(path)
+    if not isinstance(tree, dict):
+        raise ValueError(f"configuration file {str(path)!r} must hold a mapping of keys, not {type(tree).__name__}")
+    return tree
+
+
+def read_tree(path: Path) -> Any:
+    """Read a YAML file, includes resolved, or raise `ValueError` with the files that stand beside the missing one."""
     if not path.is_file():
         nearby = sorted(str(p) for p in path.parent.glob("*.yaml")) if path.parent.is_dir() else []
         hint = f"; there are: {', '.join(nearby)}" if nearby else ""
@@ -87,16 +95,14 @@ def read_yaml(path: Path) -> dict[str, Any]:
         tree = yaml.safe_load(path.read_text(encoding="utf-8"))
     except yaml.YAMLError as error:
         raise ValueError(f"configuration file {str(path)!r} is not valid YAML: {error}") from None
-    if not isinstance(tree, dict):
-        raise ValueError(f"configuration file {str(path)!r} must hold a mapping of keys, not {type(tree).__name__}")
-    return {key: resolve_includes(value, path.parent) for key, value in tree.items()}
+    return resolve_includes(tree, path.parent)
 
 
 def resolve_includes(value: Any, directory: Path) -> Any:
     """Replace every mapping `{include: FILE}` by the content of that YAML file, relative to `directory`."""
     if isinstance(value, dict):
         if set(value) == {"include"}:
-            return read_yaml(directory / str(value["include"]))
+            return read_tree(directory / str(value["include"]))
         return {key: resolve_includes(item, directory) for key, item in value.items()}
     if isinstance(value, list):
         return [resolve_includes(item, directory) for item in value]

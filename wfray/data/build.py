@@ -244,15 +244,18 @@ def units_wanted(units: list[Unit], results: list[UnitResult], options: PackOpti
         if not left:
             raise ValueError(describe_shortage(units[0].source.name, results, options))
         return [left[0].model_copy(update={"holds_out": True})]
-    max_tokens = units[0].source.max_tokens
-    if max_tokens is None:
-        return left
-    missing = max_tokens - sum(shard.num_tokens for result in results for shard in result.train)
-    wanted = 0
-    while missing > 0 and wanted < len(left):
-        missing -= max(left[wanted].num_bytes // BYTES_PER_TOKEN, 1)
-        wanted += 1
-    return left[:wanted]
+    return left[: count_needed(left, sum(shard.num_tokens for result in results for shard in result.train))]
+
+
+def count_needed(units: list[Unit], num_tokens: int = 0) -> int:
+    """How many of the units bring their source from `num_tokens` to about its `max_tokens`; all where it has none."""
+    count = 0
+    for unit in units:
+        if unit.source.max_tokens is not None and num_tokens >= unit.source.max_tokens:
+            break
+        num_tokens += max(unit.num_bytes // BYTES_PER_TOKEN, 1)
+        count += 1
+    return count
 
 
 def describe_shortage(source: str, results: list[UnitResult], options: PackOptions) -> str:

@@ -3,9 +3,11 @@
 from pathlib import Path
 
 import pytest
+from pydantic import TypeAdapter
 
 from jobs.stages import CONFIGS
-from wfray.config.base import Config, read_yaml
+from wfray.config.base import Config, read_tree, read_yaml
+from wfray.config.data import Source
 from wfray.config.model import ModelSource
 from wfray.config.pipeline import PipelineConfig
 from wfray.config.train import TrainConfig
@@ -22,6 +24,9 @@ class NamedModel(Config):
 def test_every_file_is_valid_and_resolves_to_itself(path: Path, tmp_path: Path) -> None:
     if path.parent.name == "models":
         NamedModel.parse({"model": read_yaml(path)}, str(path))
+        return
+    if path.parent.name == "data":
+        TypeAdapter(list[Source]).validate_python(read_tree(path))
         return
     config_type = PipelineConfig if path.parent.name == "configs" else CONFIGS[path.parent.name]
     config = config_type.load(path)

@@ -8,7 +8,8 @@ import yaml
 
 from wfray.config.data import PackConfig
 
-CONFIGS = sorted((Path(__file__).parents[3] / "configs" / "pack").glob("*.yaml"))
+ROOT = Path(__file__).parents[3] / "configs"
+CONFIGS = sorted((ROOT / "pack").glob("*.yaml"))
 
 
 @pytest.fixture
@@ -26,7 +27,6 @@ def tree() -> dict[str, Any]:
 def test_every_file_is_valid_and_states_licences(path: Path) -> None:
     config = PackConfig.load(path)
     assert len(config.sources) >= 3
-    assert len({source.kind for source in config.sources}) >= 3
     assert all(source.licence and source.weight > 0 for source in config.sources)
 
 
@@ -45,7 +45,7 @@ def test_the_digest_ignores_the_run_directory(tree: dict[str, Any]) -> None:
         ({"name": "Two words"}, "name"),
         ({"licence": ""}, "licence"),
         ({"weight": -1.0}, "weight"),
-        ({"kind": "parquet"}, "parquet"),
+        ({"kind": "parquett"}, "parquett"),
         ({"max_tokens": 63}, "source one: max_tokens 63 is less than one row of 64"),
         ({"globb": "*"}, "unknown key; did you mean 'glob'"),
     ],
@@ -68,3 +68,42 @@ def test_weight_zero_is_allowed_for_some_sources_only(tree: dict[str, Any]) -> N
     tree["sources"][1]["weight"] = 0
     with pytest.raises(ValueError, match="every weight is 0"):
         PackConfig.parse(tree, "test")
+
+
+def test_the_mixes_have_their_shares() -> None:
+    mixed = PackConfig.load(ROOT / "pack" / "mixed_pretrain.yaml")
+    weights = {source.name: source.weight for source in mixed.sources}
+    assert weights == {"dclm": 0.25, "fineweb-edu": 0.35, "github-code": 0.10, "finemath": 0.15, "slimpajama": 0.15}
+    assert {source.max_tokens for source in mixed.sources} == {round(weight * 10**10) for weight in weights.values()}
+    offline = PackConfig.load(ROOT / "pack" / "offline.yaml")
+    assert len({source.kind for source in offline.sources}) >= 5 and not any(source.kind == "hub" for source in offline.sources)
+    assert sum(source.weight for source in offline.sources) == pytest.approx(1)
+
+
+@pytest.mark.parametrize("path", sorted((ROOT / "data").glob("*.yaml")), ids=lambda path: path.name)
+def test_every_mix_can_be_included(path: Path, tree: dict[str, Any], tmp_path: Path) -> None:
+    (tmp_path / "pack.yaml").write_text(yaml.safe_dump({**tree, "sources": {"include": str(path)}}), encoding="utf-8")
+    assert PackConfig.load(tmp_path / "pack.yaml").sources
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"duplicates": {"kind": "minhash", "threshold": 1.5}}, "threshold"),
+        ({"decontamination": {"evaluations": []}}, "evaluations"),
+        ({"on_bad_input": "ignore"}, "on_bad_input"),
+        ({"packing": "worst_fit"}, "packing"),
+    ],
+)
+def test_bad_options_are_refused(tree: dict[str, Any], change: dict[str, Any], message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        PackConfig.parse({**tree, **change}, "test")
+
+
+def test_a_filter_must_say_something_and_urls_are_no_parents(tree: dict[str, Any]) -> None:
+    rows = {"name": "rows", "kind": "jsonl", "path": "s3://bucket/x", "licence": "own", "weight": 1}
+    tree["sources"].append({**rows, "filters": [{"field": "score"}]})
+    with pytest.raises(ValueError, match="filter on score: state at_least, at_most or one_of"):
+        PackConfig.parse(tree, "test")
+    tree["sources"][-1] = rows
+    assert PackConfig.parse(tree, "test").parents == {"one": "/texts", "two": "/texts"}
