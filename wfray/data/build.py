@@ -69,8 +69,9 @@ class PackOptions(BaseModel):
         return self.directory / WORK / "evaluation_runs.npy"
 
     @property
-    def tokens_per_shard(self) -> int:
-        return self.rows_per_shard * self.sequence_length
+    def bytes_per_shard(self) -> int:
+        """Of text."""
+        return self.rows_per_shard * self.sequence_length * BYTES_PER_TOKEN
 
     def unit_key(self, unit: Unit) -> str:
         """A hash of a unit, its files by their state, and of the configuration: names what is kept of it for a resume."""
@@ -123,7 +124,7 @@ def pack_unit(unit: Unit, options: PackOptions, encoder: Encoder) -> UnitResult:
         documents = shuffled(unit.source, window, options.seed)
         if unit.holds_out and number == 0:
             heldout, documents = hold_out(unit.source.name, documents, options, encoder)
-        for part in split_parts(documents, options):
+        for part in split_parts(documents, options.bytes_per_shard):
             if reached(train, unit.source.max_tokens):
                 break
             train.append(pack_part(unit.source.name, part, options, encoder))
@@ -201,9 +202,8 @@ def draw_piece(tokens: NDArray[np.int32], sequence_length: int, key: bytes) -> N
     return tokens[start : start + sequence_length]
 
 
-def split_parts(documents: list[Document], options: PackOptions) -> Iterator[list[Document]]:
-    """Group documents, in order, into parts of about a shard's tokens."""
-    limit = options.tokens_per_shard * BYTES_PER_TOKEN
+def split_parts(documents: list[Document], limit: int) -> Iterator[list[Document]]:
+    """Group documents, in order, into parts whose text just reaches `limit` bytes."""
     part: list[Document] = []
     size = 0
     for document in documents:

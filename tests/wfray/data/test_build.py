@@ -111,7 +111,7 @@ def test_held_out_documents_are_not_trained_on(source: TextFiles, options: PackO
 
 def test_a_unit_holds_all_its_text(source: TextFiles, options: PackOptions, encoder: Encoder) -> None:
     documents = listed(source, options)
-    parts = list(split_parts(documents, options))
+    parts = list(split_parts(documents, options.bytes_per_shard))
     assert [document for part in parts for document in part] == documents
     assert len(parts) > 3
     shards = [pack_part(source.name, part, options, encoder) for part in parts]
@@ -134,7 +134,7 @@ def test_several_units_hold_every_document_once(source: TextFiles, options: Pack
 
 
 def test_packing_again_takes_what_is_whole_and_mends_what_is_not(source: TextFiles, options: PackOptions, encoder: Encoder) -> None:
-    part = next(split_parts(listed(source, options), options))
+    part = next(split_parts(listed(source, options), options.bytes_per_shard))
     shard = pack_part(source.name, part, options, encoder)
     path = options.directory / shard.file
     stamp = path.stat().st_mtime_ns
