@@ -23,12 +23,13 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from wfray.objectives.soft_targets import SoftTargets, Teacher, TeacherHead, exponentiate_, soft_targets
+from wfray.objectives.divergence import exponentiate_
+from wfray.objectives.soft_targets import SoftTargets, Teacher, TeacherHead, soft_targets
 
 CHUNK_TOKENS = 1024
 """Most tokens of one chunk; chunks are of nearly equal size."""
-TILE_BYTES = {"cpu": 3 * 2**20, "cuda": 128 * 2**20}
-"""Of one working copy of a tile: four of them fit a CPU's last cache; a GPU wants few, large kernels."""
+TILE_BYTES = {"cpu": 6 * 2**20, "cuda": 128 * 2**20}
+"""Of one working copy of a tile. Three and the products must fit a CPU's last cache; smaller ones make threads wait for each other more often."""
 
 
 @dataclass(frozen=True)

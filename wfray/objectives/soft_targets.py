@@ -23,10 +23,8 @@ from typing import Protocol
 import torch
 from torch import Tensor
 
+from wfray.objectives.divergence import Losses, exponentiate_, kl_
 from wfray.teacher.sparse import Sampled, TopK
-
-Losses = tuple[Tensor, Tensor, Tensor]
-"""logsumexp [R, 1], KL [R], gradient [R, V]."""
 
 
 @dataclass(frozen=True)
@@ -74,24 +72,15 @@ class FullTargets:
     logits_NV: Tensor
     temperature: float
     tiles_TV: tuple[Tensor, Tensor]
-    """Memory for two tiles: fresh memory for each would cost more than the arithmetic."""
+    """Memory for two tiles."""
 
     def losses(self, rows: slice, scaled_TV: Tensor, hard: float, soft: float) -> Losses:
         """See `SoftTargets`."""
-        teacher_TV, p_TV = (tile_TV[: len(scaled_TV)] for tile_TV in self.tiles_TV)
+        teacher_TV, memory_TV = (tile_TV[: len(scaled_TV)] for tile_TV in self.tiles_TV)
         teacher_TV.copy_(self.logits_NV[rows])
         if self.temperature != 1.0:
             teacher_TV.div_(self.temperature)
-        teacher_TV.sub_(teacher_TV.amax(dim=-1, keepdim=True))
-        top_T1 = scaled_TV.amax(dim=-1, keepdim=True)
-        scaled_TV.sub_(top_T1)
-        torch.exp(teacher_TV, out=p_TV)
-        terms_TV = teacher_TV.sub_(scaled_TV).mul_(p_TV)
-        q_TV = scaled_TV.exp_()
-        p_total_T1, q_total_T1 = p_TV.sum(dim=-1, keepdim=True), q_TV.sum(dim=-1, keepdim=True)
-        kl_T1 = terms_TV.sum(dim=-1, keepdim=True) / p_total_T1 - p_total_T1.log() + q_total_T1.log()
-        slope_TV = q_TV.mul_((hard + soft) / q_total_T1).addcmul_(p_TV, -soft / p_total_T1)
-        return top_T1 + q_total_T1.log(), kl_T1.squeeze(-1), slope_TV
+        return kl_(scaled_TV, teacher_TV, memory_TV, hard, soft)
 
 
 @dataclass(frozen=True)
@@ -136,10 +125,3 @@ class SampledTargets:
         every_T1 = torch.arange(len(ids_TK), device=ids_TK.device)[:, None]
         slope_TV.index_put_((every_T1, ids_TK), -soft * weights_TK, accumulate=True)
         return lse_T1, cross_T - self.entropy_N[rows].to(cross_T.dtype), slope_TV
-
-
-def exponentiate_(scaled_TV: Tensor) -> tuple[Tensor, Tensor]:
-    """Leave exp(s - max) in place of s; returns logsumexp(s) and the sum of what is left, [T, 1] each."""
-    top_T1 = scaled_TV.amax(dim=-1, keepdim=True)
-    total_T1 = scaled_TV.sub_(top_T1).exp_().sum(dim=-1, keepdim=True)
-    return top_T1 + total_T1.log(), total_T1
