@@ -12,7 +12,7 @@ implementation, none is repeated; they run in the head's dtype (bfloat16 in trai
 
 A chunk is large enough (`CHUNK_TOKENS`) that adding its product to the head's gradient, a pass over memory, is a few percent of
 the products. Within a chunk the pointwise work goes by tiles of rows that stay in the processor's cache: in float32 over a whole
-chunk it would wait for memory as long as the products take. Peak extra memory: two chunks of logits in the products' dtype, four tiles,
+chunk it would wait for memory as long as the products take. Peak extra memory: two chunks of logits in the products' dtype, three tiles,
 one product of the head's gradient and the head in the products' dtype.
 """
 
@@ -29,7 +29,8 @@ from wfray.objectives.soft_targets import SoftTargets, Teacher, TeacherHead, sof
 CHUNK_TOKENS = 1024
 """Most tokens of one chunk; chunks are of nearly equal size."""
 TILE_BYTES = {"cpu": 6 * 2**20, "cuda": 128 * 2**20}
-"""Of one working copy of a tile. Three and the products must fit a CPU's last cache; smaller ones make threads wait for each other more often."""
+"""Of one working copy of a tile. Three of them and the products must fit a CPU's last cache, and every pass over one makes threads wait
+for each other, which takes long where other processes share the cores; a GPU wants few, large kernels."""
 
 
 @dataclass(frozen=True)
