@@ -58,9 +58,9 @@ def test_loss_and_gradients_equal_the_slow_loop(split_heads: int | None, element
 
 
 def test_documents_of_like_length_share_a_group_that_wastes_little() -> None:
-    spans = [(0, 9), (9, 3), (12, 9), (21, 10), (31, 3), (34, 90), (124, 2)]
-    groups = group_documents(spans, 300)
-    assert groups == [[(34, 90)], [(21, 10), (0, 9), (12, 9)], [(9, 3), (31, 3), (124, 2)]]
+    spans = [(0, 20), (20, 3), (23, 20), (43, 19), (62, 3), (65, 90), (155, 2), (157, 15)]
+    groups = group_documents(spans, 1300)
+    assert groups == [[(65, 90)], [(0, 20), (23, 20), (43, 19)], [(157, 15)], [(20, 3), (62, 3)], [(155, 2)]]
     assert group_documents(spans, 1) == [[span] for span in sorted(spans, key=lambda span: (-span[1], span[0]))]
 
 
