@@ -53,3 +53,15 @@ def test_a_compiled_student_computes_what_the_eager_one_does_and_is_compiled_onc
     set_lambda(compiled, 0.75)
     outputs_and_gradients(compiled, batch(11))
     assert not counters["stats"], "another cut into documents, or another lambda, must not compile anything anew"
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(600)
+def test_code_compiled_anew_computes_the_same_to_the_bit() -> None:
+    results = []
+    for _ in range(2):
+        torch._dynamo.reset()
+        model = convert(tiny_model("llama"), Subln(init="ones")).train()
+        compile_layers(model)
+        results.append(outputs_and_gradients(model, batch(11)))
+    assert all(torch.equal(a, b) for a, b in zip(*results, strict=True))
