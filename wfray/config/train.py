@@ -172,6 +172,11 @@ class Training(Config):
             raise ValueError(f"tokens {self.tokens} is less than one step (batch_tokens {self.batch_tokens})")
         if self.checkpoint_every_tokens < self.batch_tokens:
             raise ValueError(f"checkpoint_every_tokens {self.checkpoint_every_tokens} is less than one step ({self.batch_tokens})")
+        if self.compile and self.num_workers != 1:
+            raise ValueError(
+                "compile and several workers do not go together: compiled layers need whole weights, workers share codes only; "
+                "set train.compile=false or train.num_workers=1"
+            )
         if isinstance(self.clipping, ZClip) and self.clipping.warmup_steps >= self.num_steps:
             raise ValueError(f"clipping.warmup_steps {self.clipping.warmup_steps} leaves none of the stage's {self.num_steps} steps")
         if stop := self.early_stopping:

@@ -45,6 +45,7 @@ STOP = "train.early_stopping={kind: heldout, every_tokens: %s, patience: %s}"
         (["train.optimizer.kind=sgd"], "optimizer: Input tag 'sgd'.*'adamw', 'muon', 'muon_clip'"),
         (["train.optimizer.tau=50"], r"optimizer.adamw.tau: unknown key"),
         (["train.optimizer={kind: muon_clip, learning_rate: 1.0e-3, tau: -1}"], "tau: Input should be greater than 0"),
+        (["train.compile=true", "train.num_workers=2"], "set train.compile=false or train.num_workers=1"),
         (["train.average={decay: 1.0}"], "decay: Input should be less than 1"),
         ([STOP % (999, 3)], "early_stopping.every_tokens 999 is less than one step"),
         ([STOP % (25_000, 3)], "early_stopping could never end the stage: 3 measurements after the first, 25000 tokens apart"),
