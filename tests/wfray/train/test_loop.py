@@ -14,7 +14,7 @@ from wfray.train import Feed, StepPlan
 
 EVERYTHING: dict[str, Any] = {
     "optimizer": {"kind": "muon_clip", "learning_rate": 1e-2, "tau": 2.0},
-    "clipping": {"kind": "zclip", "warmup_steps": 4, "threshold": 0.5, "max_norm": 1.0},
+    "clipping": {"kind": "zclip", "warmup_steps": 4, "threshold": 0.01},
     "average": {"decay": 0.9},
     "early_stopping": {"kind": "heldout", "every_tokens": 2 * STEP, "rows_per_source": 2, "patience": 3},
 }
@@ -28,6 +28,9 @@ def test_a_killed_and_resumed_run_has_the_same_rows_to_the_bit(
     uninterrupted = Attempt(corpus, tmp_path / "whole", config(**settings))
     uninterrupted.run()
     assert len(uninterrupted.rows) == 10
+    if settings:
+        assert uninterrupted.rows[0]["attention_logit"] > 2.0, "QK-clip has something to do"
+        assert any(row["clipped_norm"] < row["gradient_norm"] for row in uninterrupted.rows[4:]), "and so has ZClip"
     killed = Attempt(corpus, tmp_path / "killed", config(**settings), die_at)
     with pytest.raises(Killed):
         killed.run()
