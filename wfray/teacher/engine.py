@@ -71,21 +71,26 @@ class TransformersEngine:
         if output.qkv is not None:
             arrays.update(zip(("q", "k", "v"), output.qkv, strict=True))
         encoded = {name: encode(tensor) for name, tensor in arrays.items()}
-        return {**encoded, **self.sparse_signals(batch["input_ids"], output.hidden_BTC, request)}
-
-    def sparse_signals(self, input_ids_BT: np.ndarray, hidden_BTC: Tensor, request: SignalRequest) -> dict[str, np.ndarray]:
-        """The arrays of the wires `topk` and `sampled`, as far as they are asked for."""
-        arrays: dict[str, np.ndarray] = {}
-        head_VC, k = lm_head_weight(self.model), request.num_ids or 0
-        if k >= len(head_VC):
-            raise ValueError(f"num_ids {k} must be less than the teacher's vocabulary of {len(head_VC)}")
-        if "topk" in request.wires:
-            arrays.update(encode_sparse(top_k_of(hidden_BTC, head_VC, k, request.temperature), len(head_VC)))
-        if "sampled" in request.wires:
-            uniform_BT = uniforms(input_ids_BT, request.seed).to(hidden_BTC.device)
-            arrays.update(encode_sparse(sample_of(hidden_BTC, head_VC, k, request.temperature, uniform_BT), len(head_VC)))
-        return arrays
+        return {**encoded, **sparse_signals(batch["input_ids"], output.hidden_BTC, lm_head_weight(self.model), request)}
 
     def head(self) -> np.ndarray:
         """The LM head [V, C] as bfloat16 bits."""
         return encode(lm_head_weight(self.model))
+
+
+def sparse_signals(input_ids_BT: np.ndarray, hidden_BTC: Tensor, head_VC: Tensor, request: SignalRequest) -> dict[str, np.ndarray]:
+    """The arrays of the wires `topk` and `sampled`, as far as they are asked for.
+
+    Raises:
+        ValueError: more ids are asked for than the vocabulary has.
+    """
+    arrays: dict[str, np.ndarray] = {}
+    k = request.num_ids or 0
+    if k >= len(head_VC):
+        raise ValueError(f"num_ids {k} must be less than the teacher's vocabulary of {len(head_VC)}")
+    if "topk" in request.wires:
+        arrays.update(encode_sparse(top_k_of(hidden_BTC, head_VC, k, request.temperature), len(head_VC)))
+    if "sampled" in request.wires:
+        uniform_BT = uniforms(input_ids_BT, request.seed).to(hidden_BTC.device)
+        arrays.update(encode_sparse(sample_of(hidden_BTC, head_VC, k, request.temperature, uniform_BT), len(head_VC)))
+    return arrays
