@@ -1,6 +1,6 @@
 """`python -m jobs.pack --config configs/pack/quickstart.yaml`: text sources -> packed token shards.
 
-fetch (on --fetch) ─► connect ─► tokenizer ─► list sources ─► read, clean, hold out, tokenize + pack, one unit a task ─► index ─► manifest
+fetch (on fetch=true) ─► connect ─► tokenizer ─► list ─► read, clean, hold out, tokenize + pack, one unit a task ─► index ─► manifest
 """
 
 import time
@@ -10,22 +10,20 @@ from actors.connection import connect
 from actors.corpus import pack_corpus
 from jobs.cli import run_job
 from wfray.config.data import PackConfig
-from wfray.data.packages import fetch as fetch_sources
+from wfray.data.packages import fetch
 from wfray.data.shards import CorpusIndex
 from wfray.data.tokenizer import save_tokenizer
 from wfray.runs import Stage, resolve_home
 
-FLAGS = {"fetch": "first download the releases and Debian packages that sources name, into the cache"}
 
-
-def main(config: PackConfig, fetch: bool = False) -> None:
-    if fetch:
-        for directory in fetch_sources(config.all_sources, resolve_home(config.cache)):
-            print(f"fetched {directory}")
+def main(config: PackConfig) -> None:
     stage = Stage.of(config)
     if stage.done:
         print(f"{config.stage}: already done")
         return
+    if config.fetch:
+        for directory in fetch(config.all_sources, resolve_home(config.cache)):
+            print(f"fetched {directory}")
     connect()
     directory = stage.directory / "corpus"
     with stage, stage.metrics() as metrics:
@@ -84,4 +82,4 @@ def print_table(figures: dict[str, Any]) -> None:
 
 
 if __name__ == "__main__":
-    run_job(PackConfig, main, flags=FLAGS)
+    run_job(PackConfig, main)

