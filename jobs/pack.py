@@ -36,6 +36,9 @@ def main(config: PackConfig) -> None:
         tokenizer = save_tokenizer(config.tokenizer, directory / "tokenizer")
         index = pack_corpus(config, tokenizer, directory, report)
         stage.figures = figures_of(index, time.perf_counter() - began)
+        for shortage in shortages(config, index):
+            report(0.99, shortage)
+            print(shortage)
         stage.add_output(directory)
         report(1.0, "packed")
     print_table(stage.figures)
@@ -64,6 +67,16 @@ def figures_of(index: CorpusIndex, seconds: float) -> dict[str, Any]:
     }
     tokens = sum(split.num_tokens for source in index.sources for split in source.splits.values())
     return {"sources": sources, "tokens": tokens, "seconds": round(seconds, 2)}
+
+
+def shortages(config: PackConfig, index: CorpusIndex) -> list[str]:
+    """One line for each source that ended before its `max_tokens`."""
+    packed = {source.name: source.splits["train"].num_tokens for source in index.sources}
+    return [
+        f"{source.name}: ended after {packed[source.name]} of {source.max_tokens} tokens; its epochs are shorter"
+        for source in config.sources
+        if source.max_tokens is not None and packed[source.name] < source.max_tokens
+    ]
 
 
 def print_table(figures: dict[str, Any]) -> None:

@@ -12,7 +12,7 @@ import ray
 from pydantic import TypeAdapter
 
 from actors.corpus import pack_corpus
-from jobs.pack import figures_of
+from jobs.pack import figures_of, shortages
 from wfray.config.cleaning import NearDuplicates
 from wfray.config.data import Decontamination, PackConfig, Source
 from wfray.data.encoding import TokenizerFacts
@@ -86,6 +86,15 @@ def test_a_dead_job_goes_on_at_the_first_missing_shard(packed: Path, config: Pac
     pack_corpus(config, facts, packed, quiet)
     assert sha256_of(packed) == before
     assert {path: path.stat().st_mtime_ns for path in kept} == stamps
+
+
+def test_a_source_that_ends_early_is_told_of(packed: Path, config: PackConfig) -> None:
+    index = PackedCorpus(packed).index
+    assert shortages(config, index) == []
+    first, *others = config.sources
+    hungry = config.model_copy(update={"sources": [first.model_copy(update={"max_tokens": 10**9}), *others]})
+    [line] = shortages(hungry, index)
+    assert line.startswith("encyclopedia: ended after ") and "of 1000000000 tokens" in line
 
 
 def test_figures_add_up(packed: Path) -> None:

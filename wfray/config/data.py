@@ -151,7 +151,7 @@ class DebianFiles(RowSource):
     package: str = Field(pattern=r"^[a-z0-9][a-z0-9.+-]+(=[\w.:~+-]+)?$")
     """`name` or `name=version`; without a version, what the machine's package lists offer."""
     glob: str
-    """Relative to the root of the file system that it would be installed in, for example `usr/share/doc/git/**/*.txt`."""
+    """Relative to the root of the file system that it would be installed in, for example `usr/share/doc/git-doc/**/*.txt`."""
     exclude: list[str] = []
 
 

@@ -5,6 +5,7 @@ import json
 import os
 import shutil
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -65,8 +66,10 @@ def sha256_of(path: Path) -> str:
         with path.open("rb") as content:
             return hashlib.file_digest(content, "sha256").hexdigest()
     digest = hashlib.sha256()
-    for file in sorted(p for p in path.rglob("*") if p.is_file()):
-        digest.update(f"{file.relative_to(path)}\0{sha256_of(file)}\n".encode())
+    files = sorted(p for p in path.rglob("*") if p.is_file())
+    with ThreadPoolExecutor() as pool:
+        for file, content_hash in zip(files, pool.map(sha256_of, files), strict=True):
+            digest.update(f"{file.relative_to(path)}\0{content_hash}\n".encode())
     return digest.hexdigest()
 
 
