@@ -18,11 +18,11 @@ import ray
 from pydantic import BaseModel, TypeAdapter
 
 from wfray.config.cleaning import Duplicates
-from wfray.config.data import JsonLines, PackConfig, Parquet, Source, TextFiles
+from wfray.config.data import JsonLines, PackConfig, Parquet, RowSource, Source, TextFiles
 from wfray.data.build import PackOptions, UnitResult, count_needed, kept_documents, open_cleaner, pack_unit, units_wanted, up_to
 from wfray.data.cleaning import Cleaner, write_runs
 from wfray.data.duplicates import find_duplicates, fingerprints
-from wfray.data.encoding import Encoder, TokenizerFacts
+from wfray.data.encoding import DocumentEncoder, Encoder, TokenizerFacts
 from wfray.data.removed import merge_removed
 from wfray.data.shards import INDEX, CorpusIndex, SourceIndex, Split, SplitIndex, write_index
 from wfray.data.sources import Unit, plan_units, read_unit
@@ -194,8 +194,23 @@ def write_fingerprints(item: str, options: PackOptions) -> str:
 
 def pack(item: str, options: PackOptions) -> str:
     """Pack a unit."""
-    encoder = open_encoder(options.tokenizer_json, options.tokenizer.document_end_id)
-    return pack_unit(Unit.model_validate_json(item), options, encoder).model_dump_json()
+    unit = Unit.model_validate_json(item)
+    is_chat = isinstance(unit.source, RowSource) and unit.source.chat is not None
+    encoder: DocumentEncoder = (
+        open_chat_encoder(options.tokenizer_json.parent)
+        if is_chat
+        else open_encoder(options.tokenizer_json, options.tokenizer.document_end_id)
+    )
+    return pack_unit(unit, options, encoder).model_dump_json()
+
+
+@cache
+def open_chat_encoder(tokenizer: Path) -> DocumentEncoder:
+    """The encoder of conversations of this worker process; only it needs transformers."""
+    from wfray.data.chat_encoding import ChatEncoder
+
+    os.environ["TOKENIZERS_PARALLELISM"] = "false"
+    return ChatEncoder(tokenizer)
 
 
 @cache

@@ -11,6 +11,7 @@ from typing import Annotated, Literal, Self
 from pydantic import Field, NonNegativeFloat, PositiveInt, model_validator
 
 from wfray.config.base import Config, Location, RunPath, StageConfig
+from wfray.config.chat import Chat
 from wfray.config.cleaning import Condition, Duplicates, OnBadInput
 from wfray.config.model import ModelSource
 
@@ -43,6 +44,14 @@ class RowSource(TextSource):
     """Between two fields."""
     filters: list[Condition] = []
     """Conditions that a row must satisfy, all of them."""
+    chat: Chat | None = None
+    """How a row becomes a conversation, of which only responses are learned; None: its fields are plain text."""
+
+    @model_validator(mode="after")
+    def check_fields(self) -> Self:
+        if self.chat is not None and "fields" in self.model_fields_set:
+            raise ValueError(f"source {self.name}: `chat` names the fields that it reads; leave out `fields`")
+        return self
 
 
 class PackageFiles(TextSource):
@@ -215,6 +224,9 @@ class PackConfig(StageConfig):
             raise ValueError(f"sources: {', '.join(repeated)} names more than one source; give each its own name")
         if not any(source.weight > 0 for source in self.sources):
             raise ValueError("sources: every weight is 0, so nothing could be mixed; give at least one source a weight > 0")
+        conversations = [source.name for source in self.sources if isinstance(source, RowSource) and source.chat]
+        if conversations and self.packing == "concatenate":
+            raise ValueError(f"packing: concatenate would cut conversations ({', '.join(conversations)}); use best_fit")
         for source in self.sources:
             if source.max_tokens is not None and source.max_tokens < self.sequence_length:
                 raise ValueError(

@@ -15,12 +15,11 @@ from pathlib import Path
 from typing import Literal
 
 import numpy as np
-from numpy.typing import NDArray
 from pydantic import BaseModel
 
 from wfray.config.cleaning import OnBadInput
 from wfray.data.cleaning import Cleaner, EvaluationRuns
-from wfray.data.encoding import Encoder, TokenizerFacts
+from wfray.data.encoding import DocumentEncoder, Encoded, TokenizerFacts
 from wfray.data.packing import PackedRows, concatenate, pack
 from wfray.data.removed import Removed, merge_removed
 from wfray.data.shards import WORK, ShardRecord, Split, find_shard, is_whole, write_shard
@@ -106,7 +105,7 @@ class UnitResult(BaseModel):
         return [*([self.heldout] if self.heldout else []), *self.train]
 
 
-def pack_unit(unit: Unit, options: PackOptions, encoder: Encoder) -> UnitResult:
+def pack_unit(unit: Unit, options: PackOptions, encoder: DocumentEncoder) -> UnitResult:
     """Pack a unit, or find it packed. Of a source with `max_tokens`, no more than that is packed.
 
     Raises:
@@ -168,7 +167,9 @@ def windows(documents: Iterable[Document], unit_bytes: int) -> Iterator[list[Doc
         yield window
 
 
-def hold_out(source: str, documents: list[Document], options: PackOptions, encoder: Encoder) -> tuple[ShardRecord | None, list[Document]]:
+def hold_out(
+    source: str, documents: list[Document], options: PackOptions, encoder: DocumentEncoder
+) -> tuple[ShardRecord | None, list[Document]]:
     """Pack the first documents as the source's held-out rows.
 
     A document longer than a row gives one piece of it, drawn by the seed, so that the rows come from many documents; the rest of
@@ -178,28 +179,32 @@ def hold_out(source: str, documents: list[Document], options: PackOptions, encod
         The shard and the documents that are left; None and all documents where they would not leave anything to train on.
     """
     needed = options.heldout_rows * options.sequence_length
-    pieces: list[NDArray[np.int32]] = []
+    held: list[Encoded] = []
     num_tokens, num_cut = 0, 0
     for document in documents:
-        [tokens] = encoder.encode([document.text])
-        pieces.append(draw_piece(tokens, options.sequence_length, document_key(source, document, options.seed)))
-        num_tokens += len(pieces[-1])
-        num_cut += len(pieces[-1]) < len(tokens)
+        encoded = encoder.encode_documents([document.text])
+        held.append(draw_piece(encoded, options.sequence_length, document_key(source, document, options.seed)))
+        num_tokens += len(held[-1].tokens[0])
+        num_cut += len(held[-1].tokens[0]) < len(encoded.tokens[0])
         if num_tokens >= needed:
             break
-    if num_tokens < needed or len(pieces) == len(documents):
+    if num_tokens < needed or len(held) == len(documents):
         return None, documents
-    rows = pack(pieces, options.sequence_length, options.tokenizer.document_end_id).first(options.heldout_rows, num_cut)
-    name = shard_name(source, "heldout", [document.text for document in documents[: len(pieces)]], options)
-    return write_shard(options.directory, name, rows), documents[len(pieces) :]
+    marks = [mark for piece in held for mark in piece.marks or []]
+    together = Encoded([tokens for piece in held for tokens in piece.tokens], marks or None)
+    rows = best_fit(together, options).first(options.heldout_rows, num_cut)
+    name = shard_name(source, "heldout", [document.text for document in documents[: len(held)]], options, encoder.identity)
+    return write_shard(options.directory, name, rows), documents[len(held) :]
 
 
-def draw_piece(tokens: NDArray[np.int32], sequence_length: int, key: bytes) -> NDArray[np.int32]:
-    """A short document whole; of a longer one, one of its full rows, chosen by `key`."""
+def draw_piece(document: Encoded, sequence_length: int, key: bytes) -> Encoded:
+    """A short document whole; of a longer one, one of its full rows, chosen by `key`; of a conversation the first."""
+    [tokens] = document.tokens
     if len(tokens) <= sequence_length:
-        return tokens
-    start = int.from_bytes(key, "big") % (len(tokens) // sequence_length) * sequence_length
-    return tokens[start : start + sequence_length]
+        return document
+    number = 0 if document.marks else int.from_bytes(key, "big") % (len(tokens) // sequence_length)
+    piece = slice(number * sequence_length, (number + 1) * sequence_length)
+    return Encoded([tokens[piece]], [document.marks[0][piece]] if document.marks else None)
 
 
 def split_parts(documents: list[Document], limit: int) -> Iterator[list[Document]]:
@@ -269,24 +274,30 @@ def describe_shortage(source: str, results: list[UnitResult], options: PackOptio
     )
 
 
-def pack_part(source: str, documents: list[Document], options: PackOptions, encoder: Encoder) -> ShardRecord:
+def pack_part(source: str, documents: list[Document], options: PackOptions, encoder: DocumentEncoder) -> ShardRecord:
     """Pack documents as one shard, or find it packed."""
     texts = [document.text for document in documents]
-    name = shard_name(source, "train", texts, options)
+    name = shard_name(source, "train", texts, options, encoder.identity)
     found = find_shard(options.directory, name)
-    return found or write_shard(options.directory, name, pack_rows(encoder.encode(texts), options))
+    return found or write_shard(options.directory, name, pack_rows(encoder.encode_documents(texts), options))
 
 
-def pack_rows(documents: list[NDArray[np.int32]], options: PackOptions) -> PackedRows:
+def pack_rows(documents: Encoded, options: PackOptions) -> PackedRows:
     """Tokenized documents as rows, by the method of the options."""
-    method = pack if options.packing == "best_fit" else concatenate
-    return method(documents, options.sequence_length, options.tokenizer.document_end_id)
+    if options.packing == "best_fit":
+        return best_fit(documents, options)
+    return concatenate(documents.tokens, options.sequence_length, options.tokenizer.document_end_id)
 
 
-def shard_name(source: str, split: Split, texts: Iterable[str], options: PackOptions) -> str:
-    """`<source>-<split>-<hash>`: the hash of the text and of everything else that the shard depends on."""
-    method = METHODS[options.packing]
-    stated = [method, source, split, options.sequence_length, *options.tokenizer.model_dump().values(), options.seed]
+def best_fit(documents: Encoded, options: PackOptions) -> PackedRows:
+    """Tokenized documents as rows, packed best-fit."""
+    return pack(documents.tokens, options.sequence_length, options.tokenizer.document_end_id, documents.marks)
+
+
+def shard_name(source: str, split: Split, texts: Iterable[str], options: PackOptions, encoder: str = "") -> str:
+    """`<source>-<split>-<hash>`: the hash of the text and of everything else that the shard depends on; `encoder` is its identity."""
+    facts = [*options.tokenizer.model_dump().values(), *([encoder] if encoder else [])]
+    stated = [METHODS[options.packing], source, split, options.sequence_length, *facts, options.seed]
     digest = hashlib.sha256("\0".join(map(str, stated)).encode())
     for text in texts:
         content = text.encode()

@@ -22,6 +22,7 @@ from transformers import AutoTokenizer
 
 from wfray.data.batch import CONTEXT, LABEL, RESPONSE
 from wfray.data.conversations import ASSISTANT, Conversation, Turn
+from wfray.data.encoding import Encoded
 
 PLACEHOLDER = "\ue000{}\ue001"
 """Private-use characters: no template writes them."""
@@ -70,7 +71,7 @@ class Stretch:
 
 
 class ChatEncoder:
-    """Encodes conversations with one tokenizer and its chat template."""
+    """Encodes conversations with one tokenizer and its chat template; a `DocumentEncoder` of conversations as JSON."""
 
     def __init__(self, directory: Path) -> None:
         """Open the tokenizer's files in `directory`.
@@ -94,6 +95,16 @@ class ChatEncoder:
     def template_sha256(self) -> str:
         """SHA-256 (hex) of the chat template: conversations depend on it, and `tokenizer_sha256` does not cover it."""
         return hashlib.sha256(str(self.chat.chat_template).encode()).hexdigest()
+
+    @property
+    def identity(self) -> str:
+        """Conversations depend on the template."""
+        return self.template_sha256
+
+    def encode_documents(self, texts: list[str]) -> Encoded:
+        """Tokens and marks of conversations that travel as JSON."""
+        encoded = self.encode([Conversation.model_validate_json(text) for text in texts])
+        return Encoded([each.tokens for each in encoded], [each.marks for each in encoded])
 
     def encode(self, conversations: list[Conversation]) -> list[MarkedTokens]:
         """Tokens and marks of each conversation.

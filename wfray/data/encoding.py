@@ -11,6 +11,7 @@ pose as a chat turn. Truncation and padding that a `tokenizer.json` may carry ar
 import re
 from collections.abc import Iterator
 from pathlib import Path
+from typing import NamedTuple, Protocol
 
 import numpy as np
 from numpy.typing import NDArray
@@ -33,8 +34,30 @@ class TokenizerFacts(BaseModel):
     """The token that ends a document."""
 
 
+class Encoded(NamedTuple):
+    """Tokens of documents, and what each token is to the loss."""
+
+    tokens: list[NDArray[np.int32]]
+    """[length] each."""
+    marks: list[NDArray[np.uint8]] | None
+    """[length] each, of conversations; None: plain text, every token is learned."""
+
+
+class DocumentEncoder(Protocol):
+    """What packing needs of an encoder."""
+
+    @property
+    def identity(self) -> str:
+        """What its tokens depend on besides text and tokenizer; empty for plain text."""
+
+    def encode_documents(self, texts: list[str]) -> Encoded:
+        """Tokens and marks of each document."""
+
+
 class Encoder:
     """Encodes documents, each closed by its end-of-text token."""
+
+    identity = ""
 
     def __init__(self, tokenizer_json: Path, end_id: int) -> None:
         """Open a `tokenizer.json`; `end_id` is the token that ends a document."""
@@ -43,6 +66,10 @@ class Encoder:
         self.tokenizer.no_truncation()
         self.tokenizer.no_padding()
         self.end_id = end_id
+
+    def encode_documents(self, texts: list[str]) -> Encoded:
+        """The tokens of plain texts, without marks."""
+        return Encoded(self.encode(texts), None)
 
     def encode(self, texts: list[str]) -> list[NDArray[np.int32]]:
         """Tokens of each text, int32 [length + 1], the last one being `end_id`."""

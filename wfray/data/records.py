@@ -21,8 +21,10 @@ import pyarrow.parquet as pq
 from backports.zstd import ZstdError
 from pydantic import BaseModel
 
+from wfray.config.chat import Chat
 from wfray.config.cleaning import Condition
 from wfray.config.data import JsonLines, PackageDocstrings, PackageJson, Parquet, RowSource, Source
+from wfray.data.conversations import conversation_of
 from wfray.data.places import Place
 
 COMPRESSIONS = {".gz": "gzip", ".zst": "zstd", ".xz": "xz", ".bz2": "bz2"}
@@ -144,7 +146,7 @@ def json_records(source: Source, place: Place, part: FileRange) -> Iterator[Reco
 def parquet_records(source: Source, place: Place, part: FileRange) -> Iterator[Record]:
     """Rows of the row groups that begin in the range; the number is the row's in the file."""
     assert isinstance(source, RowSource)
-    wanted = [*source.fields, *(condition.field for condition in source.filters)]
+    wanted = [*(source.chat.fields if source.chat else source.fields), *(condition.field for condition in source.filters)]
     with place.filesystem.open(place.path(part.file), "rb") as content, pq.ParquetFile(content) as table:
         row = 0
         for group in range(table.num_row_groups):
@@ -171,14 +173,24 @@ def batch_text(source: RowSource, batch: pa.RecordBatch, index: int, where: str)
 
 
 def row_text(source: RowSource, where: str, row: Any) -> str | None:
-    """The text fields of one row, joined; None where a filter leaves it out."""
+    """The text fields of one row, joined, or the row's conversation as JSON; None where a filter leaves it out."""
     fields = row if isinstance(row, dict) else {}
     if not all(satisfies(fields, condition, where) for condition in source.filters):
         return None
+    if source.chat:
+        return conversation_text(source.chat, where, fields)
     for field in source.fields:
         if not isinstance(fields.get(field), str):
             raise ValueError(f"{where} has no text field {field!r}; it has: {', '.join(fields) or 'no fields'}")
     return source.separator.join(fields[field] for field in source.fields)
+
+
+def conversation_text(chat: Chat, where: str, fields: dict[str, Any]) -> str:
+    """The conversation in one row, as JSON."""
+    try:
+        return conversation_of(chat, fields).model_dump_json()
+    except ValueError as error:
+        raise ValueError(f"{where}: {error}") from None
 
 
 def satisfies(fields: dict[str, Any], condition: Condition, where: str) -> bool:

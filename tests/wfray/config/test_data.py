@@ -107,3 +107,14 @@ def test_a_filter_must_say_something_and_urls_are_no_parents(tree: dict[str, Any
         PackConfig.parse(tree, "test")
     tree["sources"][-1] = rows
     assert PackConfig.parse(tree, "test").parents == {"one": "/texts", "two": "/texts"}
+
+
+def test_conversations_are_not_concatenated_and_name_their_own_fields(tree: dict[str, Any]) -> None:
+    chat = {"kind": "instruction", "prompt": "{question}", "response": "{answer}"}
+    rows = {"name": "rows", "kind": "jsonl", "path": "/rows", "licence": "own", "weight": 1, "chat": chat}
+    tree["sources"].append(rows)
+    with pytest.raises(ValueError, match="concatenate would cut conversations .rows."):
+        PackConfig.parse({**tree, "packing": "concatenate"}, "test")
+    tree["sources"][-1] = {**rows, "fields": ["text"]}
+    with pytest.raises(ValueError, match="source rows: `chat` names the fields"):
+        PackConfig.parse(tree, "test")

@@ -12,6 +12,7 @@ import pytest
 from safetensors.numpy import load_file
 
 from wfray.config.data import JsonLines, Source, TextFiles
+from wfray.data.batch import RESPONSE
 from wfray.data.build import (
     PackOptions,
     UnitResult,
@@ -25,9 +26,10 @@ from wfray.data.build import (
     up_to,
     windows,
 )
+from wfray.data.chat_encoding import ChatEncoder
 from wfray.data.cleaning import Cleaner
-from wfray.data.encoding import Encoder, TokenizerFacts
-from wfray.data.shards import ShardRecord
+from wfray.data.encoding import DocumentEncoder, Encoded, Encoder, TokenizerFacts
+from wfray.data.shards import ShardRecord, map_arrays
 from wfray.data.sources import Document, Unit, plan_units, read_unit, shuffled
 from wfray.runs import sha256_of
 
@@ -70,7 +72,7 @@ def plan(source: Source, options: PackOptions) -> list[Unit]:
     return plan_units(source, Path(options.cache), options.seed, options.unit_bytes)
 
 
-def pack_all(source: Source, options: PackOptions, encoder: Encoder) -> list[UnitResult]:
+def pack_all(source: Source, options: PackOptions, encoder: DocumentEncoder) -> list[UnitResult]:
     """Every unit that is wanted, one after another."""
     units, results = plan(source, options), []
     while wanted := units_wanted(units, results, options):
@@ -181,11 +183,33 @@ def test_concatenation_packs_the_same_text_without_padding(source: TextFiles, op
     assert sum(shard.num_cut_documents for shard in joined.train) > sum(shard.num_cut_documents for shard in fitted.train)
 
 
-def test_a_long_document_gives_one_of_its_full_rows() -> None:
+def test_a_long_document_gives_one_of_its_full_rows_and_a_conversation_its_first() -> None:
     tokens = np.arange(35, dtype=np.int32)
-    drawn = {tuple(draw_piece(tokens, 10, bytes([number]))) for number in range(50)}
-    assert drawn == {tuple(range(start, start + 10)) for start in (0, 10, 20)}
-    assert draw_piece(tokens[:10], 10, b"x").tolist() == list(range(10))
+    drawn = [draw_piece(Encoded([tokens], None), 10, bytes([number])) for number in range(50)]
+    assert {tuple(piece.tokens[0]) for piece in drawn} == {tuple(range(start, start + 10)) for start in (0, 10, 20)}
+    marked = draw_piece(Encoded([tokens], [tokens.astype(np.uint8)]), 10, b"x")
+    assert marked.marks is not None and marked.tokens[0].tolist() == marked.marks[0].tolist() == list(range(10))
+    short = Encoded([tokens[:10]], None)
+    assert draw_piece(short, 10, b"x") is short
+
+
+def test_conversations_are_packed_with_their_marks(tmp_path: Path, options: PackOptions, tokenizer_directory: Path) -> None:
+    rows = [{"question": f"What is {n} + {n}?", "answer": f"It is {2 * n}."} for n in range(200)]
+    (tmp_path / "rows.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
+    chat = {"kind": "instruction", "prompt": "{question}", "response": "{answer}"}
+    source = JsonLines.parse({"kind": "jsonl", "name": "sums", "path": str(tmp_path), "licence": "own", "weight": 1, "chat": chat}, "test")
+    encoder = ChatEncoder(tokenizer_directory)
+    [result] = pack_all(source, options, encoder)
+    shards = [map_arrays(options.directory / shard.file) for shard in result.shards]
+    assert result.heldout is not None and all(set(arrays) == {"input_ids", "segment_ids", "marks"} for arrays in shards)
+    learned = [
+        encoder.tokenizer.decode(arrays["input_ids"][row][arrays["marks"][row] == RESPONSE].tolist())
+        for arrays in shards
+        for row in range(len(arrays["marks"]))
+    ]
+    told = " ".join(learned).replace(".It", ". It")
+    assert sum(f"It is {2 * n}." in told for n in range(200)) >= 195 and "What" not in told
+    assert shard_name("s", "train", ["a"], options, encoder.identity) != shard_name("s", "train", ["a"], options)
 
 
 def test_budgets_end_with_the_shard_that_reaches_them(source: TextFiles, options: PackOptions, encoder: Encoder) -> None:
@@ -266,7 +290,7 @@ import resource, sys
 from pathlib import Path
 from wfray.config.data import JsonLines
 from wfray.data.build import PackOptions, pack_unit
-from wfray.data.encoding import Encoder, TokenizerFacts
+from wfray.data.encoding import DocumentEncoder, Encoded, Encoder, TokenizerFacts
 from wfray.data.sources import plan_units
 folder, tokenizer, corpus = sys.argv[1:]
 facts = TokenizerFacts(tokenizer_sha256="a" * 64, vocab_size=49152, document_end_id=0)

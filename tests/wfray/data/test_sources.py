@@ -20,6 +20,7 @@ from pydantic import TypeAdapter
 from wfray.config.cleaning import OnBadInput
 from wfray.config.data import Source
 from wfray.data.cleaning import Cleaner
+from wfray.data.conversations import Conversation
 from wfray.data.packages import package_directory
 from wfray.data.removed import Removed
 from wfray.data.sources import Document, plan_units, read_unit, shuffled
@@ -248,3 +249,17 @@ def test_a_missing_file_is_never_skipped(tmp_path: Path) -> None:
     (tmp_path / "a.txt").unlink()
     with pytest.raises(FileNotFoundError):
         list(read_unit(units[0], NO_CACHE, "skip", Cleaner(source, None)))
+
+
+@pytest.mark.parametrize("form", ["parquet", "jsonl"])
+def test_rows_become_conversations(tmp_path: Path, form: str) -> None:
+    turns = [{"from": "human", "value": "Hello?"}, {"from": "gpt", "value": "Hello."}]
+    path = write_rows(tmp_path, form, [{"id": "a", "talk": turns}, {"id": "b", "talk": turns[:1]}])
+    chat = {"kind": "turns", "field": "talk", "role": "from", "content": "value"}
+    source = make(form, path=str(path), chat=chat)
+    found, removed = documents(source, on_bad_input="skip")
+    [conversation] = [Conversation.model_validate_json(document.text) for document in found]
+    assert [(turn.role, turn.content) for turn in conversation.turns] == [("user", "Hello?"), ("assistant", "Hello.")]
+    assert removed["unreadable"].documents == 1
+    with pytest.raises(ValueError, match=rf"rows.{form}, (row 1|line 2): no turn of the role 'assistant' says anything"):
+        documents(source)
