@@ -1,22 +1,19 @@
 """Stage 1: a full-precision checkpoint becomes a student of ternary linear layers.
 
 ray job submit --working-dir . -- python -m jobs.convert --config configs/convert/smollm2_135m.yaml run=$PWD/runs/mine
+
+The original is held in bfloat16, as it is stored, and the student's latent weights are written in float32, shard by shard: a model of
+4 billion weights needs 8 GB of memory and a shard, and 16 GB of disk for the student.
 """
 
 import shutil
-from pathlib import Path
 
 import torch
-from transformers import PreTrainedModel
 
 from jobs.cli import run_job
 from wfray.config.convert import ConvertConfig
-from wfray.data.shards import PackedCorpus
-from wfray.data.stream import MixedStream
 from wfray.runs import Stage, resolve_home, write_aside
-from wfray.student import convert, hidden_states, load_original, materialize, save_student
-from wfray.student.convert import measure_input_rms
-from wfray.train.feed import as_tensors
+from wfray.student import calibrate, convert, load_original, materialize, save_student
 
 
 def main(config: ConvertConfig) -> None:
@@ -30,10 +27,12 @@ def main(config: ConvertConfig) -> None:
         source = materialize(config.model, resolve_home(config.models))
         with write_aside(stage.directory / "original") as aside:
             shutil.copytree(source, aside)
-        model = load_original(source, torch.float32)
-        metrics.write(progress=0.6, message="calibrating")
-        corpus = stage.inputs["corpus"] / "corpus" if config.corpus else None
-        input_rms = calibrate(config, model, corpus) if corpus and config.subln.init == "calibrated" else None
+        model = load_original(source, torch.bfloat16)
+        input_rms = None
+        if config.calibrates:
+            metrics.write(progress=0.6, message="calibrating")
+            input_rms = calibrate(model, config.subln, stage.inputs["corpus"] / "corpus", config.calibration_tokens)
+        metrics.write(progress=0.8, message="writing the student")
         student = convert(model, config.subln, input_rms)
         with write_aside(stage.directory / "student") as aside:
             save_student(student, aside, tokenizer_from=source)
@@ -41,14 +40,6 @@ def main(config: ConvertConfig) -> None:
         stage.add_output(stage.directory / "original")
         stage.add_output(stage.directory / "student")
     print(f"{config.stage}: student of {stage.figures['num_parameters']:,} parameters in {stage.directory / 'student'}")
-
-
-def calibrate(config: ConvertConfig, model: PreTrainedModel, corpus: Path) -> dict[str, float]:
-    """Root mean squares of the projections' inputs on rows of the training mix."""
-    packed = PackedCorpus(corpus)
-    rows = max(1, config.calibration_tokens // packed.index.sequence_length)
-    batch = as_tensors(MixedStream(packed, "train", seed=0).take(rows), slice(None))
-    return measure_input_rms(model, config.subln, lambda: hidden_states(model, batch))
 
 
 if __name__ == "__main__":

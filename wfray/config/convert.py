@@ -1,8 +1,8 @@
 """Configuration of stage 1: a full-precision checkpoint becomes a student of ternary linear layers."""
 
-from typing import Literal
+from typing import Literal, Self
 
-from pydantic import PositiveInt
+from pydantic import PositiveInt, model_validator
 
 from wfray.config.base import Config, RunPath, StageConfig
 from wfray.config.model import ModelSource
@@ -31,6 +31,17 @@ class ConvertConfig(StageConfig):
     calibration_tokens: PositiveInt = 4096
 
     @property
+    def calibrates(self) -> bool:
+        """Whether there are norms whose weight comes from text."""
+        return self.subln.init == "calibrated" and self.subln.placement != "none"
+
+    @model_validator(mode="after")
+    def _has_text_to_calibrate(self) -> Self:
+        if self.calibrates and self.corpus is None:
+            raise ValueError("subln.init calibrated needs a calibration corpus; give `corpus`, or set subln.init=ones")
+        return self
+
+    @property
     def parents(self) -> dict[str, str]:
         """The corpus, where it is needed."""
-        return {"corpus": self.corpus} if self.corpus else {}
+        return {"corpus": self.corpus} if self.calibrates and self.corpus else {}

@@ -19,11 +19,11 @@ import math
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from gguf import GGMLQuantizationType, GGUFWriter, LlamaFileType
 from numpy.typing import NDArray
-from safetensors import safe_open
 
 from wfray.config.export import EmbeddingType, LinearType
 from wfray.export.blocks import block_size, pack_ternary
@@ -31,6 +31,8 @@ from wfray.export.gguf_file import PlannedTensor, planned_matrix, planned_vector
 from wfray.export.llama_shape import LlamaShape, add_shape, read_shape
 from wfray.export.tokenizer import add_tokenizer
 from wfray.quant.ternary import quantize_weight
+from wfray.student import Weights
+from wfray.student.checkpoint import student_description
 
 FILE_TYPES = {
     "Q4_0": LlamaFileType.MOSTLY_Q4_0,
@@ -65,16 +67,15 @@ def write_bitnet(student: Path, target: Path, linear_type: LinearType, embedding
         ValueError: the student's family, SubLN placement or lambda cannot be expressed, or a scale does not fit float16.
     """
     shape, config = read_shape(student, "GGUF export (bitnet)")
-    described = finished_student(getattr(config, "wrinklefree", None), student)
+    described = finished_student(student_description(config, student), student)
     widened = widen(shape, block_size(linear_type))
     writer = GGUFWriter(None, "bitnet")
     writer.add_file_type(FILE_TYPES[linear_type])
     writer.add_quantization_version(2)
     add_shape(writer, replace(widened, norm_eps=shape.norm_eps * shape.hidden / widened.hidden))
     add_tokenizer(writer, student, shape.vocab_size)
-    with safe_open(student / "model.safetensors", framework="pt") as weights:
-        plan = list(plan_tensors(weights, shape, widened, described["subln"]["eps"], linear_type, embedding_type))
-        write_tensors(writer, target, plan)
+    plan = list(plan_tensors(Weights(student), shape, widened, described["subln"]["eps"], linear_type, embedding_type))
+    write_tensors(writer, target, plan)
     linear = [tensor for tensor in plan if is_linear(tensor)]
     return BitnetFile(
         num_bytes=target.stat().st_size,
@@ -85,10 +86,8 @@ def write_bitnet(student: Path, target: Path, linear_type: LinearType, embedding
     )
 
 
-def finished_student(described: dict | None, student: Path) -> dict:
+def finished_student(described: dict[str, Any], student: Path) -> dict[str, Any]:
     """The description in config.json; what is no finished student with SubLN where `bitnet` has it is refused."""
-    if described is None:
-        raise ValueError(f"{str(student)!r} is not a student (config.json has no `wrinklefree`); convert it with jobs.convert")
     placement = described["subln"]["placement"]
     if placement != "output":
         raise ValueError(
@@ -128,7 +127,7 @@ def is_linear(tensor: PlannedTensor) -> bool:
 
 
 def plan_tensors(
-    weights: safe_open, shape: LlamaShape, widened: LlamaShape, subln_eps: float, linear_type: LinearType, embedding_type: EmbeddingType
+    weights: Weights, shape: LlamaShape, widened: LlamaShape, subln_eps: float, linear_type: LinearType, embedding_type: EmbeddingType
 ) -> Iterator[PlannedTensor]:
     """All tensors of the file, in order."""
     hidden_ratio, inner_ratio = shape.hidden / widened.hidden, shape.intermediate / widened.intermediate
@@ -162,19 +161,19 @@ def plan_tensors(
         yield linear(f"{block}.ffn_down.weight", f"{layer}.mlp.down_proj.weight", (hidden, inner))
 
 
-def ternary_maker(weights: safe_open, source: str, size: tuple[int, int], gain: float, linear_type: LinearType) -> Callable[[], NDArray]:
+def ternary_maker(weights: Weights, source: str, size: tuple[int, int], gain: float, linear_type: LinearType) -> Callable[[], NDArray]:
     """A function that quantizes a latent matrix as training does, widens it with zero codes and packs it."""
 
     def make() -> NDArray:
-        codes, scale = quantize_weight(weights.get_tensor(source))
+        codes, scale = quantize_weight(weights[source])
         return pack_ternary(pad(codes.numpy(), size), scale.item() * gain, linear_type)
 
     return make
 
 
-def read(weights: safe_open, name: str) -> NDArray[np.float32]:
+def read(weights: Weights, name: str) -> NDArray[np.float32]:
     """A tensor in float32."""
-    return weights.get_tensor(name).float().numpy()
+    return weights[name].float().numpy()
 
 
 def pad(array: NDArray, size: tuple[int, ...]) -> NDArray:

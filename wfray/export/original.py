@@ -10,15 +10,15 @@ from pathlib import Path
 import numpy as np
 from gguf import GGUFWriter, LlamaFileType
 from numpy.typing import NDArray
-from safetensors import safe_open
 
 from wfray.export.gguf_file import PlannedTensor, planned_matrix, planned_vector, write_tensors
 from wfray.export.llama_shape import LlamaShape, add_shape, read_shape
 from wfray.export.tokenizer import add_tokenizer
+from wfray.student import Weights
 
 
 def write_original(model: Path, target: Path) -> int:
-    """Write `target` from a checkpoint directory with one `model.safetensors`, tensor by tensor.
+    """Write `target` from a checkpoint directory, tensor by tensor.
 
     Returns:
         The bytes of the file.
@@ -32,17 +32,16 @@ def write_original(model: Path, target: Path) -> int:
     writer.add_quantization_version(2)
     add_shape(writer, shape)
     add_tokenizer(writer, model, shape.vocab_size)
-    with safe_open(model / "model.safetensors", framework="pt") as weights:
-        write_tensors(writer, target, list(plan_tensors(weights, shape)))
+    write_tensors(writer, target, list(plan_tensors(Weights(model), shape)))
     return target.stat().st_size
 
 
-def plan_tensors(weights: safe_open, shape: LlamaShape) -> Iterator[PlannedTensor]:
+def plan_tensors(weights: Weights, shape: LlamaShape) -> Iterator[PlannedTensor]:
     """All tensors of the file, in order."""
     hidden, inner, kv = shape.hidden, shape.intermediate, shape.num_kv_heads * shape.head_dim
 
     def read(source: str) -> NDArray[np.float32]:
-        return weights.get_tensor(source).float().numpy()
+        return weights[source].float().numpy()
 
     def norm(name: str, source: str) -> PlannedTensor:
         return planned_vector(name, hidden, lambda: read(source))

@@ -22,7 +22,7 @@ import torch
 from torch import Tensor
 
 from wfray.objectives.divergence import kl_
-from wfray.student.attention import Segments
+from wfray.student.segments import Segments
 
 States = tuple[Tensor, Tensor, Tensor]
 

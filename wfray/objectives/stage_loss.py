@@ -15,7 +15,6 @@ from wfray.objectives.linear_losses import linear_losses
 from wfray.objectives.ramp import ramp_at
 from wfray.objectives.relations import relation_loss
 from wfray.objectives.soft_targets import Teacher, TeacherHead
-from wfray.student.attention import Segments
 from wfray.student.forward import BodyOutput
 from wfray.teacher.signals import Signals
 
@@ -75,7 +74,7 @@ class StageLoss(nn.Module):
             loss, parts["alignment"] = loss + weights["alignment"] * part, part.item()
         if isinstance(objective := chosen.get("attention_relations"), AttentionRelations):
             assert output.qkv is not None
-            summed, _ = relation_loss(output.qkv, signals["qkv"], Segments.of(batch["segment_ids"]), objective.split_heads)
+            summed, _ = relation_loss(output.qkv, signals["qkv"], output.segments, objective.split_heads)
             part = summed / num_targets
             loss, parts["attention_relations"] = loss + weights["attention_relations"] * part, part.item()
         return loss, parts

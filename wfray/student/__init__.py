@@ -1,12 +1,16 @@
 """Model families, conversion of a full-precision checkpoint into a ternary student, saving and loading, the forward pass."""
 
+from wfray.student.calibrate import calibrate
 from wfray.student.checkpoint import load_original, load_student, save_student
 from wfray.student.convert import convert
 from wfray.student.forward import BodyOutput, hidden_states, lm_head_weight, run_body
 from wfray.student.original import materialize
+from wfray.student.weights import Weights
 
 __all__ = [
     "BodyOutput",
+    "Weights",
+    "calibrate",
     "convert",
     "hidden_states",
     "lm_head_weight",

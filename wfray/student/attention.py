@@ -1,14 +1,16 @@
-"""Attention that never crosses a document: block-diagonal and causal over the segments of packed rows.
+"""Attention that never crosses a document: block-diagonal and causal over the segments of packed rows, with or without a window.
 
 Registered with transformers under the name `segments`, so that every family's own attention module calls it with its Q and K
-after QK-norm and RoPE, and V. Each document is attended on its own, `sum(L_i^2)` operations instead of `S^2`, and no [S, S]
-mask exists. Positions of padding form a segment of their own and carry no loss.
+after QK-norm and RoPE, and V, and with the sliding window of its layer. Each document is attended on its own, `sum(L_i^2)`
+operations instead of `S^2`, and no [S, S] mask exists. Positions of padding form a segment of their own and carry no loss.
 
-Without segments (generation of one sequence) it is plain causal attention over the key-value cache.
+On a CPU, and wherever a document is longer than the layer's window, documents go through `chunked_attention`; on a GPU each goes
+through torch's fused kernels. Without segments (generation) a row is one document, continued over the key-value cache.
 """
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from itertools import groupby
 from typing import Any
 
 import torch
@@ -16,28 +18,10 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from transformers import AttentionInterface
 
+from wfray.student.chunked_attention import ChunkedAttention
+from wfray.student.segments import Segments
+
 NAME = "segments"
-
-
-@dataclass(frozen=True)
-class Segments:
-    """The documents of a packed batch as half-open spans of positions, row by row, covering every position once."""
-
-    spans: tuple[tuple[int, int, int], ...]
-    """(row, start, end), padding included."""
-    documents: tuple[tuple[int, int, int], ...]
-    """The same without padding."""
-
-    @classmethod
-    def of(cls, segment_ids_BT: Tensor) -> "Segments":
-        """Find the runs of equal ids in each row."""
-        ids_BT = segment_ids_BT.cpu()
-        spans: list[tuple[int, int, int]] = []
-        for row, ids in enumerate(ids_BT):
-            edges = (torch.nonzero(ids[1:] != ids[:-1]).flatten() + 1).tolist()
-            bounds = [0, *edges, len(ids)]
-            spans.extend((row, start, end) for start, end in zip(bounds[:-1], bounds[1:], strict=True))
-        return cls(tuple(spans), tuple(span for span in spans if ids_BT[span[0], span[1]] != 0))
 
 
 @dataclass
@@ -61,6 +45,7 @@ def segments_attention(
     attention_mask: Tensor | None,
     scaling: float | None = None,
     dropout: float = 0.0,
+    sliding_window: int | None = None,
     segments: Segments | None = None,
     capture: AttentionCapture | None = None,
     observe: AttentionObserver | None = None,
@@ -69,35 +54,47 @@ def segments_attention(
     """transformers' attention interface; returns the mixed values as [B, T, heads, head_dim].
 
     Raises:
-        ValueError: the layer uses a sliding window, dropout, or continues a cache with several tokens at once.
+        ValueError: dropout is asked for, or a cache is continued with several tokens at once.
     """
-    if unused.get("sliding_window") or dropout:
-        raise ValueError("segment attention knows neither sliding windows nor dropout: set both off in the model's config")
+    if dropout:
+        raise ValueError("segment attention knows no dropout: set attention_dropout to 0 in the model's config.json")
     if capture is not None and capture.layer == module.layer_idx:
         capture.states = (query_BHTD, key_BKTD, value_BKTD)
     if observe is not None and segments is not None:
         observe(module.layer_idx, query_BHTD, key_BKTD, segments)  # type: ignore[arg-type]
-    num_queries, num_keys = query_BHTD.shape[2], key_BKTD.shape[2]
-    if segments is None:
-        if 1 < num_queries < num_keys:
+    scaling = query_BHTD.shape[-1] ** -0.5 if scaling is None else scaling
+    batch, _, num_queries, _ = query_BHTD.shape
+    num_keys = key_BKTD.shape[2]
+    if segments is None and num_queries < num_keys:
+        if num_queries > 1:
             raise ValueError("segment attention continues a cache one token at a time: use attn_implementation='sdpa'")
-        mixed = attend(query_BHTD, key_BKTD, value_BKTD, scaling, is_causal=num_queries > 1)
-        return mixed.transpose(1, 2).contiguous(), None
-    parts_THD = [
-        attend(
-            query_BHTD[row : row + 1, :, start:end],
-            key_BKTD[row : row + 1, :, start:end],
-            value_BKTD[row : row + 1, :, start:end],
-            scaling,
-            is_causal=True,
-        )[0].transpose(0, 1)
-        for row, start, end in segments.spans
-    ]
-    batch, heads, length, head_dim = query_BHTD.shape
-    return torch.cat(parts_THD).view(batch, length, heads, head_dim), None
+        seen = slice(-sliding_window if sliding_window else None, None)
+        return fused(query_BHTD, key_BKTD[:, :, seen], value_BKTD[:, :, seen], scaling, is_causal=False).transpose(1, 2), None
+    segments = segments or Segments.whole_rows(batch, num_queries)
+    window = None if sliding_window is None or segments.longest <= sliding_window else sliding_window
+    if query_BHTD.device.type == "cuda" and window is None:
+        return attend_fused(query_BHTD, key_BKTD, value_BKTD, segments, scaling), None
+    states = [state.to(product_dtype(query_BHTD)) for state in (query_BHTD, key_BKTD, value_BKTD)]
+    return ChunkedAttention.apply(*states, segments.spans, scaling, window), None
 
 
-def attend(query: Tensor, key: Tensor, value: Tensor, scaling: float | None, is_causal: bool) -> Tensor:
+def product_dtype(tensor: Tensor) -> torch.dtype:
+    """The dtype of products: autocast's where that is on, else the tensor's."""
+    device = tensor.device.type
+    return torch.get_autocast_dtype(device) if torch.is_autocast_enabled(device) else tensor.dtype
+
+
+def attend_fused(query_BHTD: Tensor, key_BKTD: Tensor, value_BKTD: Tensor, segments: Segments, scaling: float) -> Tensor:
+    """Each document through torch's own attention, [B, T, heads, head_dim]."""
+    rows = [[end - start for _, start, end in spans] for _, spans in groupby(segments.spans, key=lambda span: span[0])]
+    parts_THD = []
+    for lengths, *states in zip(rows, query_BHTD, key_BKTD, value_BKTD, strict=True):
+        for query, key, value in zip(*(state.split(lengths, dim=1) for state in states), strict=True):
+            parts_THD.append(fused(query[None], key[None], value[None], scaling, is_causal=True)[0].transpose(0, 1))
+    return torch.cat(parts_THD).view(*query_BHTD.transpose(1, 2).shape)
+
+
+def fused(query: Tensor, key: Tensor, value: Tensor, scaling: float, is_causal: bool) -> Tensor:
     """Scaled dot-product attention with grouped key-value heads."""
     grouped = query.shape[1] != key.shape[1]
     return F.scaled_dot_product_attention(query, key, value, is_causal=is_causal, scale=scaling, enable_gqa=grouped)

@@ -6,15 +6,15 @@ into, since the inputs of o_proj and down_proj have a root mean square of 0.03 t
 scale of every projection's input is kept.
 """
 
-from collections.abc import Callable
-
-import torch
-from torch import Tensor, nn
+from torch import nn
 from transformers import PreTrainedModel
 
 from wfray.config.convert import Subln
 from wfray.quant.bitlinear import BitLinear
 from wfray.student.families import OUTPUT_PROJECTIONS, PROJECTIONS, decoder_layers, family_of, projections
+
+STUDENT_FORMAT = 1
+"""Of the `wrinklefree` entry in config.json and of the names of a student's tensors."""
 
 
 def normed_projections(placement: str) -> tuple[str, ...]:
@@ -26,7 +26,7 @@ def convert(model: PreTrainedModel, subln: Subln, input_rms: dict[str, float] | 
     """Replace the projections of `model` in place.
 
     Args:
-        model: a full-precision causal language model of a known family, float32.
+        model: a full-precision causal language model of a known family, in any dtype; SubLN weights are float32.
         subln: where the extra norms go.
         input_rms: for `init: calibrated`, the root mean square of each normed projection's input (see `measure_input_rms`).
 
@@ -45,7 +45,7 @@ def convert(model: PreTrainedModel, subln: Subln, input_rms: dict[str, float] | 
                 nn.init.constant_(norm.weight, input_rms[f"{index}.{name}"])
             setattr(parent, name, BitLinear(linear.weight, linear.bias, norm))
     model.config.wrinklefree = {
-        "format": 1,
+        "format": STUDENT_FORMAT,
         "subln": {"placement": subln.placement, "eps": subln.eps},
         "quantization_lambda": 1.0,
     }
@@ -55,33 +55,3 @@ def convert(model: PreTrainedModel, subln: Subln, input_rms: dict[str, float] | 
 def make_norm(num_features: int, eps: float) -> nn.RMSNorm:
     """A SubLN of weight 1."""
     return nn.RMSNorm(num_features, eps=eps)
-
-
-@torch.no_grad()
-def measure_input_rms(model: PreTrainedModel, subln: Subln, run: Callable[[], object]) -> dict[str, float]:
-    """The root mean square of the input of each projection that `subln` will norm, while `run` runs the original model.
-
-    Returns:
-        `"<layer>.<projection>"` -> RMS over all tokens and features.
-    """
-    sums: dict[str, list[float]] = {}
-    hooks = []
-    for index, layer in enumerate(decoder_layers(model)):
-        for parent, name in projections(layer, family_of(model.config)):
-            if name in normed_projections(subln.placement):
-                hooks.append(getattr(parent, name).register_forward_pre_hook(add_squares(sums, f"{index}.{name}")))
-    run()
-    for hook in hooks:
-        hook.remove()
-    return {key: (total / count) ** 0.5 for key, (total, count) in sums.items()}
-
-
-def add_squares(sums: dict[str, list[float]], key: str) -> Callable[[nn.Module, tuple[Tensor, ...]], None]:
-    """A forward pre-hook that adds the squares of a module's input, and their count, to `sums[key]`."""
-
-    def hook(module: nn.Module, args: tuple[Tensor, ...]) -> None:
-        entry = sums.setdefault(key, [0.0, 0])
-        entry[0] += args[0].double().square().sum().item()
-        entry[1] += args[0].numel()
-
-    return hook

@@ -1,6 +1,7 @@
 """The families of models that can become students: where their layers and projections are. A family is one entry."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
+from typing import Any
 
 from torch import nn
 from transformers import PretrainedConfig, PreTrainedModel
@@ -17,6 +18,8 @@ class Family:
     layers: str = "model.layers"
     attention: str = "self_attn"
     mlp: str = "mlp"
+    fixed: dict[str, Any] = field(default_factory=dict)
+    """Options of the configuration that only this value is supported of."""
 
 
 FAMILIES: dict[str, Family] = {
@@ -24,21 +27,30 @@ FAMILIES: dict[str, Family] = {
     "mistral": Family(),
     "qwen2": Family(),
     "qwen3": Family(),
+    "gemma3_text": Family(
+        fixed={"final_logit_softcapping": None, "attn_logit_softcapping": None, "use_bidirectional_attention": False},
+    ),
 }
+MENDS = {
+    "gemma3": "it holds a vision model too: save its text model as a checkpoint of its own (family gemma3_text)",
+}
+"""For families close to one in the table: the way there."""
 
 
 def family_of(config: PretrainedConfig) -> Family:
     """The family of a model's configuration.
 
     Raises:
-        ValueError: the family is not in the table.
+        ValueError: the family is not in the table, or an option of the configuration has an unsupported value.
     """
-    if config.model_type not in FAMILIES:
-        raise ValueError(
-            f"models of family {config.model_type!r} cannot become students; known families: {', '.join(sorted(FAMILIES))}. "
-            "A new one is an entry in wfray/student/families.py"
-        )
-    return FAMILIES[config.model_type]
+    name = config.model_type
+    if name not in FAMILIES:
+        mend = MENDS.get(name, "a new one is an entry in wfray/student/families.py")
+        raise ValueError(f"models of family {name!r} cannot become students; known families: {', '.join(sorted(FAMILIES))}; {mend}")
+    for option, supported in FAMILIES[name].fixed.items():
+        if (given := getattr(config, option, supported) or supported) != supported:
+            raise ValueError(f"models of family {name!r} with {option} = {given!r} cannot become students, only with {supported!r}")
+    return FAMILIES[name]
 
 
 def decoder_layers(model: PreTrainedModel) -> nn.ModuleList:

@@ -6,8 +6,9 @@ import torch
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
-from wfray.student.attention import AttentionCapture, AttentionObserver, Segments
+from wfray.student.attention import AttentionCapture, AttentionObserver
 from wfray.student.families import decoder_layers
+from wfray.student.segments import Segments
 
 
 @dataclass
@@ -16,6 +17,8 @@ class BodyOutput:
 
     hidden_BTC: Tensor
     """After the final norm: the LM head's input."""
+    segments: Segments
+    """The documents of the batch."""
     layers: list[Tensor] = field(default_factory=list)
     """Output of every decoder layer, [B, T, C] each, before the final norm."""
     qkv: tuple[Tensor, Tensor, Tensor] | None = None
@@ -39,20 +42,21 @@ def run_body(
         qkv_layer: return Q, K and V of this layer.
         observe: is shown Q and K of every layer.
     """
+    segments = Segments.of(batch["segment_ids"])
     capture = None if qkv_layer is None else AttentionCapture(qkv_layer)
     layers: list[Tensor] = []
     hooks = [layer.register_forward_hook(collect(layers)) for layer in decoder_layers(model)] if with_layers else []
     output = model.base_model(
         input_ids=batch["input_ids"].long(),
         position_ids=batch["position_ids"].long(),
-        segments=Segments.of(batch["segment_ids"]),
+        segments=segments,
         capture=capture,
         observe=observe,
         use_cache=False,
     )
     for hook in hooks:
         hook.remove()
-    return BodyOutput(output.last_hidden_state, layers, None if capture is None else capture.states)
+    return BodyOutput(output.last_hidden_state, segments, layers, None if capture is None else capture.states)
 
 
 def collect(into: list[Tensor]):  # type: ignore[no-untyped-def]

@@ -1,15 +1,22 @@
-"""The original: any model source becomes one ordinary Hugging Face directory (bfloat16 safetensors, configuration, tokenizer)."""
+"""The original: any model source becomes one ordinary Hugging Face directory (bfloat16 safetensors, configuration, tokenizer).
+
+A checkpoint directory, local or downloaded, passes through tensor by tensor and is never held; a random model and a GGUF file are
+made in memory, once, in float32.
+"""
 
 from pathlib import Path
 
 import torch
+from huggingface_hub import snapshot_download
 from transformers import AutoConfig, AutoModelForCausalLM, PretrainedConfig, PreTrainedModel
 
 from wfray.config.model import Architecture, HubModel, LocalModel, ModelSource, PackageGGUF, RandomModel
 from wfray.data.packages import package_directory
 from wfray.data.tokenizer import load_tokenizer
 from wfray.runs.files import write_aside
+from wfray.student.checkpoint import copy_tokenizer, empty_model, fitting, read_config, write_config
 from wfray.student.families import family_of
+from wfray.student.weights import MAX_SHARD_BYTES, Weights, write_weights
 
 
 def materialize(source: ModelSource, models: Path) -> Path:
@@ -22,41 +29,54 @@ def materialize(source: ModelSource, models: Path) -> Path:
     if directory.exists():
         return directory
     with write_aside(directory) as aside:
-        model = read_model(source)
-        if source.architecture is not None:
-            check_architecture(model.config, source.architecture)
-        model.bfloat16().save_pretrained(aside)
+        match source:
+            case HubModel():
+                copy_checkpoint(download(source), aside, source.architecture)
+            case LocalModel():
+                copy_checkpoint(Path(source.path), aside, source.architecture)
+            case PackageGGUF() | RandomModel():
+                model = make_model(source)
+                check_architecture(model.config, source.architecture)
+                model.bfloat16().save_pretrained(aside)
         load_tokenizer(source).save_pretrained(aside)
     return directory
 
 
-def read_model(source: ModelSource) -> PreTrainedModel:
-    """The model of a source with its weights, float32."""
-    match source:
-        case PackageGGUF():
-            folder = package_directory(source.package)
-            model = AutoModelForCausalLM.from_pretrained(folder, gguf_file=source.file, dtype=torch.float32)
-            # Dequantized weights are ordinary ones, but transformers keeps the marks of the file and then refuses to save.
-            model.hf_quantizer = None  # type: ignore[assignment]
-            del model.config.quantization_config
-        case HubModel():
-            family_of(AutoConfig.from_pretrained(source.id, revision=source.revision))
-            model = AutoModelForCausalLM.from_pretrained(source.id, revision=source.revision, dtype=torch.float32)
-        case LocalModel():
-            return read_directory(Path(source.path))
-        case RandomModel():
-            torch.manual_seed(source.seed)
-            model = AutoModelForCausalLM.from_config(random_config(source), dtype=torch.float32)
-    family_of(model.config)
+def download(source: HubModel) -> Path:
+    """The files of a checkpoint on the Hub in the local cache: safetensors, configuration and tokenizer, no code and no pickles."""
+    check_architecture(AutoConfig.from_pretrained(source.id, revision=source.revision), source.architecture)
+    return Path(snapshot_download(source.id, revision=source.revision, allow_patterns=["*.json", "model*.safetensors", "*.jinja"]))
+
+
+def copy_checkpoint(source: Path, target: Path, wanted: Architecture | None, max_shard_bytes: int = MAX_SHARD_BYTES) -> None:
+    """Write the checkpoint in the directory `source` to the new directory `target` in bfloat16, tensor by tensor.
+
+    Raises:
+        ValueError: `source` is no checkpoint of a known family and the wanted architecture, or its weights do not fit its config.json.
+    """
+    config = read_config(source)
+    if wanted is not None:
+        check_architecture(config, wanted)
+    model = empty_model(config, torch.bfloat16)
+    weights = fitting(model, Weights(source))
+    target.mkdir()
+    write_weights(target, weights, torch.bfloat16, max_shard_bytes)
+    config.architectures = [type(model).__name__]
+    write_config(config, target, torch.bfloat16)
+    copy_tokenizer(source, target)
+
+
+def make_model(source: PackageGGUF | RandomModel) -> PreTrainedModel:
+    """The model of a source that is no checkpoint directory, in memory, float32."""
+    if isinstance(source, RandomModel):
+        torch.manual_seed(source.seed)
+        return AutoModelForCausalLM.from_config(random_config(source), dtype=torch.float32)
+    folder = package_directory(source.package)
+    model = AutoModelForCausalLM.from_pretrained(folder, gguf_file=source.file, dtype=torch.float32)
+    # Dequantized weights are ordinary ones, but transformers keeps the marks of the file and then refuses to save.
+    model.hf_quantizer = None  # type: ignore[assignment]
+    del model.config.quantization_config
     return model
-
-
-def read_directory(path: Path) -> PreTrainedModel:
-    """The model in a checkpoint directory of a known family."""
-    if not (path / "config.json").is_file():
-        raise ValueError(f"model directory {str(path)!r} holds no config.json")
-    family_of(AutoConfig.from_pretrained(path))
-    return AutoModelForCausalLM.from_pretrained(path, dtype=torch.float32)
 
 
 def random_config(source: RandomModel) -> PretrainedConfig:

@@ -14,9 +14,9 @@ import torch
 from torch import Tensor, nn
 
 from wfray.data.tokenizer import load_directory_tokenizer, tokenizer_sha256
-from wfray.runs.files import sha256_of
 from wfray.student.checkpoint import load_original
 from wfray.student.forward import lm_head_weight, run_body
+from wfray.student.weights import Weights
 from wfray.teacher.signals import Fingerprint, SignalRequest, encode, encode_sparse
 from wfray.teacher.sparse import sample_of, top_k_of, uniforms
 
@@ -32,7 +32,7 @@ class TransformersEngine:
         nn.Module.to(self.model, self.device)
         config = self.model.config
         self.fingerprint = Fingerprint(
-            model_sha256=sha256_of(directory / "model.safetensors"),
+            model_sha256=Weights(directory).sha256(),
             family=config.model_type,
             dtype=dtype,
             tokenizer_sha256=tokenizer_sha256(load_directory_tokenizer(directory)),

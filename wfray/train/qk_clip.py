@@ -26,8 +26,8 @@ from torch.distributed.tensor import DTensor, distribute_tensor
 from transformers import PreTrainedModel
 
 from wfray.config.optimizer import MuonClip
-from wfray.student.attention import Segments
 from wfray.student.families import decoder_layers, family_of
+from wfray.student.segments import Segments
 from wfray.train.collective import Collective
 
 CHUNK = 512

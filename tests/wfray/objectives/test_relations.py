@@ -8,7 +8,7 @@ from torch import Tensor
 
 from wfray.objectives import relation_loss
 from wfray.objectives.relations import GROUP_ELEMENTS, States, check_split, group_documents
-from wfray.student.attention import Segments
+from wfray.student.segments import Segments
 
 SEGMENTS = torch.tensor([[1, 1, 1, 2, 2, 2, 2, 3], [1, 1, 1, 1, 1, 0, 0, 0]])
 

@@ -18,11 +18,30 @@ SHAPE = {
 }
 
 
-def tiny_model(family: str, attention: str = NAME) -> PreTrainedModel:
-    """A random model whose q width (64) is not its hidden size (32)."""
+WINDOW = 4
+WINDOWED = {
+    "mistral": {"sliding_window": WINDOW},
+    "qwen2": {"sliding_window": WINDOW, "use_sliding_window": True, "max_window_layers": 1},
+    "qwen3": {"sliding_window": WINDOW, "use_sliding_window": True, "max_window_layers": 1},
+    "gemma3_text": {"sliding_window": WINDOW},
+}
+"""How a family says that layers have a sliding window; all but Mistral have one layer with and one without."""
+FAMILY_OPTIONS = {
+    "qwen2": {"use_sliding_window": False},
+    "gemma3_text": {"query_pre_attn_scalar": 24, "sliding_window_pattern": 2},
+}
+
+
+def tiny_model(family: str, attention: str = NAME, **options: object) -> PreTrainedModel:
+    """A random model whose q width (64) is not its hidden size (32), norms' weights and biases random too."""
     torch.manual_seed(0)
-    config = AutoConfig.for_model(family, **SHAPE, tie_word_embeddings=True, sliding_window=None)
-    return AutoModelForCausalLM.from_config(config, attn_implementation=attention).eval()
+    options = {"sliding_window": None if family == "mistral" else 64, **FAMILY_OPTIONS.get(family, {}), **options}
+    config = AutoConfig.for_model(family, **SHAPE, tie_word_embeddings=options.pop("tied", True), **options)
+    model = AutoModelForCausalLM.from_config(config, attn_implementation=attention)
+    for parameter in model.parameters():
+        if parameter.dim() == 1:
+            parameter.data += 0.3 * torch.randn_like(parameter)
+    return model.eval()
 
 
 @pytest.fixture

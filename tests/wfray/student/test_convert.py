@@ -1,76 +1,63 @@
-"""Conversion against a plain, slow student written from the paper's formulas."""
+"""Conversion and its calibration; what the student then computes is tested in test_families."""
+
+from pathlib import Path
 
 import pytest
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
+from tests.wfray.data.conftest import write_corpus
 from tests.wfray.student.conftest import tiny_model
-from wfray.config.convert import Subln
-from wfray.quant import BitLinear, set_lambda
-from wfray.student import convert, hidden_states
-from wfray.student.convert import measure_input_rms
-from wfray.student.families import FAMILIES, PROJECTIONS
+from wfray.config.convert import ConvertConfig, Subln
+from wfray.data.stream import MixedStream
+from wfray.quant import BitLinear
+from wfray.student import calibrate, convert, hidden_states
+from wfray.student.calibrate import measure_input_rms
+from wfray.student.families import FAMILIES, PROJECTIONS, decoder_layers
 
 
 @pytest.mark.parametrize("family", sorted(FAMILIES))
-def test_without_quantization_and_subln_the_student_is_the_original(family: str, packed: dict[str, Tensor]) -> None:
-    wanted = hidden_states(tiny_model(family), packed)
-    student = convert(tiny_model(family), Subln(placement="none"))
-    set_lambda(student, 0.0)
-    torch.testing.assert_close(hidden_states(student, packed), wanted, rtol=1e-5, atol=1e-5)
-
-
-class SlowBitLinear(nn.Module):
-    """One token at a time, in floats."""
-
-    def __init__(self, linear: nn.Linear, normed: bool) -> None:
-        super().__init__()
-        self.linear, self.normed = linear, normed
-
-    def forward(self, x: Tensor) -> Tensor:
-        weight = self.linear.weight
-        scale = weight.abs().mean()
-        ternary = scale * (weight / (scale + 1e-5)).round().clamp(-1, 1)
-        tokens = []
-        for token in x.reshape(-1, x.shape[-1]):
-            if self.normed:
-                token = token / (token.square().mean() + 1e-5).sqrt()
-            largest = token.abs().max()
-            token = largest / 127 * (127 / (largest + 1e-5) * token).round().clamp(-128, 127)
-            out = ternary @ token
-            tokens.append(out if self.linear.bias is None else out + self.linear.bias)
-        return torch.stack(tokens).view(*x.shape[:-1], -1)
+@pytest.mark.parametrize(("placement", "normed"), [("none", ()), ("output", ("o_proj", "down_proj")), ("all", PROJECTIONS)])
+def test_all_seven_projections_are_converted_and_only_those_asked_for_are_normed(family, placement, normed) -> None:
+    student = convert(tiny_model(family), Subln(placement=placement, init="ones"))
+    for layer in decoder_layers(student):
+        found = {name.rsplit(".")[-1]: module for name, module in layer.named_modules() if isinstance(module, BitLinear)}
+        assert set(found) == set(PROJECTIONS)
+        assert {name for name, module in found.items() if module.norm is not None} == set(normed)
 
 
 @pytest.mark.parametrize("family", sorted(FAMILIES))
-@pytest.mark.parametrize("placement", ["output", "all", "none"])
-def test_quantized_student_equals_the_slow_reference(family: str, placement: str, packed: dict[str, Tensor]) -> None:
-    student = convert(tiny_model(family), Subln(placement=placement, init="ones"))  # type: ignore[arg-type]
-    slow = tiny_model(family)
-    normed = {"output": ("o_proj", "down_proj"), "all": PROJECTIONS, "none": ()}[placement]
-    for layer in slow.model.layers:
-        for parent in (layer.self_attn, layer.mlp):
-            for name in [name for name in PROJECTIONS if hasattr(parent, name)]:
-                setattr(parent, name, SlowBitLinear(getattr(parent, name), name in normed))
-    # Sums in another order can move an activation over a rounding edge, which is one part in 127 of one feature.
-    difference = hidden_states(student, packed) - hidden_states(slow, packed)
-    assert difference.abs().median() < 1e-5
-    assert difference.abs().max() < 0.1
-
-
-def test_calibrated_subln_keeps_the_scale_of_the_inputs(packed: dict[str, Tensor]) -> None:
-    model = tiny_model("llama")
+def test_calibrated_subln_keeps_the_scale_of_the_inputs(family, packed: dict[str, Tensor]) -> None:
+    model = tiny_model(family)
     inputs: dict[str, Tensor] = {}
     handle = model.model.layers[1].mlp.down_proj.register_forward_pre_hook(lambda module, args: inputs.update(x=args[0]))
     rms = measure_input_rms(model, Subln(), lambda: hidden_states(model, packed))
     handle.remove()
     assert rms["1.down_proj"] == pytest.approx(inputs["x"].square().mean().sqrt().item(), rel=1e-5)
-    student = convert(model, Subln(), rms)
-    down = student.model.layers[1].mlp.down_proj
+    down = convert(model, Subln(), rms).model.layers[1].mlp.down_proj
     assert isinstance(down, BitLinear) and down.norm is not None
     assert down.norm(inputs["x"]).square().mean().sqrt().item() == pytest.approx(rms["1.down_proj"], rel=0.05)
+
+
+def test_calibration_reads_the_first_rows_of_the_training_mix(tmp_path: Path) -> None:
+    corpus = write_corpus(tmp_path, {"large": 40, "small": 10}, {"large": 0.7, "small": 0.3})
+    model = tiny_model("llama")
+    rows = MixedStream(corpus, "train", seed=0).take(3)
+    batch = {name: torch.from_numpy(rows[name]) for name in ("input_ids", "position_ids", "segment_ids")}
+    wanted = measure_input_rms(model, Subln(), lambda: hidden_states(model, batch))
+    assert calibrate(model, Subln(), tmp_path, num_tokens=3 * 16 + 5) == pytest.approx(wanted, rel=1e-6)
+    held = tiny_model("llama").bfloat16()
+    assert calibrate(held, Subln(), tmp_path, num_tokens=3 * 16) == pytest.approx(wanted, rel=0.02)
 
 
 def test_calibration_without_measurements_is_refused() -> None:
     with pytest.raises(ValueError, match="calibration corpus"):
         convert(tiny_model("llama"), Subln(init="calibrated"))
+
+
+def test_calibration_without_a_corpus_is_refused_when_the_configuration_is_read() -> None:
+    tree = {"run": "runs/x", "model": {"kind": "directory", "path": "somewhere"}, "corpus": None}
+    with pytest.raises(ValueError, match="needs a calibration corpus; give `corpus`, or set subln.init=ones"):
+        ConvertConfig.parse(tree, origin="a test")
+    without = ConvertConfig.parse({**tree, "subln": {"init": "ones"}}, origin="a test")
+    assert without.parents == {}

@@ -6,7 +6,6 @@ from transformers.models.llama.modeling_llama import apply_rotary_pos_emb
 
 from tests.wfray.student.conftest import tiny_model
 from wfray.student import hidden_states, run_body
-from wfray.student.attention import Segments
 from wfray.student.families import FAMILIES
 
 DOCUMENTS = [(0, 0, 5), (0, 5, 12), (1, 0, 9)]
@@ -19,12 +18,6 @@ def test_packed_documents_give_what_plain_transformers_gives_alone(family: str, 
     for row, start, end in DOCUMENTS:
         alone = plain.model(input_ids=packed["input_ids"][row : row + 1, start:end]).last_hidden_state[0]
         torch.testing.assert_close(hidden_BTC[row, start:end], alone, rtol=1e-5, atol=1e-5)
-
-
-def test_segments_are_runs_of_equal_ids(packed: dict[str, torch.Tensor]) -> None:
-    segments = Segments.of(packed["segment_ids"])
-    assert segments.documents == tuple(DOCUMENTS)
-    assert segments.spans == (*DOCUMENTS, (1, 9, 12))
 
 
 def test_captures_are_layer_outputs_and_rotated_states(packed: dict[str, torch.Tensor]) -> None:
@@ -42,16 +35,12 @@ def test_captures_are_layer_outputs_and_rotated_states(packed: dict[str, torch.T
         torch.testing.assert_close(ours, wanted)
 
 
-def test_generation_equals_plain_transformers(packed: dict[str, torch.Tensor]) -> None:
-    prompt = packed["input_ids"][:1, :5]
+@pytest.mark.parametrize("options", [{}, {"sliding_window": 4}], ids=["whole", "window"])
+@pytest.mark.parametrize("family", ["llama", "mistral", "gemma3_text"])
+def test_generation_equals_plain_transformers(family: str, options: dict[str, int], packed: dict[str, torch.Tensor]) -> None:
+    prompt = packed["input_ids"][:1, :7]
     ours, plain = (
-        tiny_model("llama", attention).generate(prompt, max_new_tokens=8, do_sample=False) for attention in ("segments", "eager")
+        tiny_model(family, attention, **options).generate(prompt, max_new_tokens=8, do_sample=False, eos_token_id=None)
+        for attention in ("segments", "eager")
     )
-    assert torch.equal(ours, plain)
-
-
-def test_sliding_windows_are_refused(packed: dict[str, torch.Tensor]) -> None:
-    model = tiny_model("mistral")
-    model.config.sliding_window = 4
-    with pytest.raises(ValueError, match="sliding"):
-        hidden_states(model, packed)
+    assert ours.shape == (1, 15) and torch.equal(ours, plain)
