@@ -10,6 +10,7 @@ from torch import Tensor
 from wfray.config.train import Objective
 from wfray.objectives import StageLoss
 from wfray.student.forward import BodyOutput
+from wfray.student.segments import Segments
 from wfray.teacher.signals import Signals
 from wfray.teacher.sparse import sample, top_k
 
@@ -59,7 +60,7 @@ class Batch:
         return [self.hidden, self.head, *self.layers, *self.qkv]
 
     def evaluate(self, loss: StageLoss, only: str | None = None) -> tuple[Tensor, dict[str, float]]:
-        output = BodyOutput(self.hidden, self.layers, self.qkv)  # type: ignore[arg-type]
+        output = BodyOutput(self.hidden, Segments.of(self.batch["segment_ids"]), self.layers, self.qkv)  # type: ignore[arg-type]
         return loss(output, self.head, self.batch, self.signals, 14, progress=0.5, only=only)
 
     def gradients(self, loss: Tensor) -> list[Tensor]:
