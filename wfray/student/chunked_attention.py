@@ -57,7 +57,7 @@ class ChunkedAttention(torch.autograd.Function):
     def backward(ctx: Any, grad_BTHD: Tensor) -> tuple[Tensor, Tensor, Tensor, None, None, None]:
         """The gradients of Q, K and V."""
         query_BHTD, key_BKTD, value_BKTD = ctx.saved_tensors
-        grad_query, grad_key, grad_value = (torch.empty_like(tensor) for tensor in ctx.saved_tensors)
+        grad_query, grad_key, grad_value = (torch.empty_like(tensor) for tensor in (query_BHTD, key_BKTD, value_BKTD))
         groups = (key_BKTD.shape[1], -1)
         with torch.autocast(query_BHTD.device.type, enabled=False):
             for row, start, end in ctx.spans:
