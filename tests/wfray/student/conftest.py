@@ -33,15 +33,20 @@ FAMILY_OPTIONS = {
 
 
 def tiny_model(family: str, attention: str = NAME, **options: object) -> PreTrainedModel:
-    """A random model whose q width (64) is not its hidden size (32), norms' weights and biases random too."""
+    """A random model whose q width (64) is not its hidden size (32)."""
     torch.manual_seed(0)
     options = {"sliding_window": None if family == "mistral" else 64, **FAMILY_OPTIONS.get(family, {}), **options}
     config = AutoConfig.for_model(family, **SHAPE, tie_word_embeddings=options.pop("tied", True), **options)
-    model = AutoModelForCausalLM.from_config(config, attn_implementation=attention)
+    return AutoModelForCausalLM.from_config(config, attn_implementation=attention).eval()
+
+
+def rough_model(family: str, attention: str = NAME, **options: object) -> PreTrainedModel:
+    """A tiny model whose norms' weights and biases, which start as ones and zeros, are random too."""
+    model = tiny_model(family, attention, **options)
     for parameter in model.parameters():
         if parameter.dim() == 1:
             parameter.data += 0.3 * torch.randn_like(parameter)
-    return model.eval()
+    return model
 
 
 @pytest.fixture

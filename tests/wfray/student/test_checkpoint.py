@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 from transformers import AutoModelForCausalLM
 
-from tests.wfray.student.conftest import SHAPE, WINDOWED, tiny_model
+from tests.wfray.student.conftest import SHAPE, WINDOWED, rough_model
 from wfray.config.convert import Subln
 from wfray.student import convert, hidden_states, load_original, load_student, save_student
 from wfray.student.checkpoint import empty_model
@@ -16,7 +16,7 @@ from wfray.student.families import FAMILIES
 
 
 def save(directory: Path, **options: int) -> Path:
-    save_student(convert(tiny_model("qwen3"), Subln(init="ones")), directory, tokenizer_from=directory.parent, **options)
+    save_student(convert(rough_model("qwen3"), Subln(init="ones")), directory, tokenizer_from=directory.parent, **options)
     return directory
 
 
@@ -36,7 +36,7 @@ def change_json(path: Path, **changes: object) -> None:
 
 @pytest.mark.parametrize("family", sorted(FAMILIES))
 def test_a_loaded_student_computes_the_same_to_the_bit(family: str, tmp_path: Path, packed: dict[str, Tensor]) -> None:
-    student = convert(tiny_model(family, **WINDOWED.get(family, {})), Subln(init="ones"))
+    student = convert(rough_model(family, **WINDOWED.get(family, {})), Subln(init="ones"))
     save_student(student, tmp_path / "student", tokenizer_from=tmp_path)
     assert torch.equal(hidden_states(load_student(tmp_path / "student"), packed), hidden_states(student, packed))
 
@@ -44,14 +44,14 @@ def test_a_loaded_student_computes_the_same_to_the_bit(family: str, tmp_path: Pa
 @pytest.mark.parametrize("family", sorted(FAMILIES))
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 def test_a_loaded_original_computes_what_transformers_computes(family, dtype, tmp_path: Path, packed: dict[str, Tensor]) -> None:
-    tiny_model(family).save_pretrained(tmp_path)
+    rough_model(family).save_pretrained(tmp_path)
     plain = AutoModelForCausalLM.from_pretrained(tmp_path, dtype=dtype, attn_implementation="segments").eval()
     assert torch.equal(hidden_states(load_original(tmp_path, dtype), packed), hidden_states(plain, packed))
 
 
 @pytest.mark.parametrize("family", sorted(FAMILIES))
 def test_an_empty_model_has_its_buffers(family: str) -> None:
-    model = tiny_model(family)
+    model = rough_model(family)
     empty = empty_model(model.config, torch.float32)
     assert all(parameter.is_meta for parameter in empty.parameters())
     wanted = dict(model.named_buffers())
@@ -95,14 +95,14 @@ def test_missing_and_unexpected_tensors_are_refused_by_name(saved: Path) -> None
 
 
 def test_a_model_that_is_no_student_is_refused(tmp_path: Path) -> None:
-    tiny_model("llama").save_pretrained(tmp_path)
+    rough_model("llama").save_pretrained(tmp_path)
     with pytest.raises(ValueError, match="not a student .*convert it with jobs.convert"):
         load_student(tmp_path)
     assert load_original(tmp_path).config.num_hidden_layers == SHAPE["num_hidden_layers"]
 
 
 def test_quantized_weights_are_refused(tmp_path: Path) -> None:
-    tiny_model("llama").save_pretrained(tmp_path)
+    rough_model("llama").save_pretrained(tmp_path)
     change_json(tmp_path / "config.json", quantization_config={"quant_method": "fp8"})
     with pytest.raises(ValueError, match="quantized weights; name a checkpoint in float32"):
         load_original(tmp_path)

@@ -5,7 +5,7 @@ import torch
 from torch import Tensor
 from transformers import AutoConfig, PreTrainedModel
 
-from tests.wfray.student.conftest import FAMILY_OPTIONS, SHAPE, WINDOWED, tiny_model
+from tests.wfray.student.conftest import FAMILY_OPTIONS, SHAPE, WINDOWED, rough_model
 from tests.wfray.student.reference import Reference
 from wfray.config.convert import Subln
 from wfray.quant import set_lambda
@@ -26,9 +26,9 @@ def logits(model: PreTrainedModel, batch: dict[str, Tensor]) -> Tensor:
 
 @every_variant
 def test_the_student_without_quantization_and_subln_has_the_original_s_logits(family, options, packed) -> None:
-    student = convert(tiny_model(family, **options), Subln(placement="none"))
+    student = convert(rough_model(family, **options), Subln(placement="none"))
     set_lambda(student, 0.0)
-    plain = tiny_model(family, attention="eager", **options)
+    plain = rough_model(family, attention="eager", **options)
     ours = logits(student, packed)
     for row, start, end in DOCUMENTS:
         alone = plain(input_ids=packed["input_ids"][row : row + 1, start:end]).logits[0]
@@ -37,7 +37,7 @@ def test_the_student_without_quantization_and_subln_has_the_original_s_logits(fa
 
 @every_variant
 def test_the_original_is_the_reference(family, options, packed) -> None:
-    model = tiny_model(family, **options)
+    model = rough_model(family, **options)
     ours, reference = logits(model, packed), Reference(model.config, model.state_dict())
     for row, start, end in DOCUMENTS:
         wanted = reference.logits(packed["input_ids"][row, start:end].tolist())
@@ -47,7 +47,7 @@ def test_the_original_is_the_reference(family, options, packed) -> None:
 @every_variant
 @pytest.mark.parametrize("placement", ["none", "output", "all"])
 def test_the_quantized_student_with_subln_is_the_reference(family, options, placement, packed) -> None:
-    student = convert(tiny_model(family, **options), Subln(placement=placement, init="ones"))
+    student = convert(rough_model(family, **options), Subln(placement=placement, init="ones"))
     for name, parameter in student.named_parameters():
         if "proj.norm" in name:
             parameter.data *= 0.5 + torch.rand_like(parameter)
@@ -61,7 +61,7 @@ def test_the_quantized_student_with_subln_is_the_reference(family, options, plac
 
 
 def test_an_untied_head_is_kept(packed) -> None:
-    student = convert(tiny_model("qwen3", tied=False), Subln(placement="none"))
+    student = convert(rough_model("qwen3", tied=False), Subln(placement="none"))
     set_lambda(student, 0.0)
     assert lm_head_weight(student) is not student.get_input_embeddings().weight
     wanted = Reference(student.config, student.state_dict()).logits(packed["input_ids"][1, :9].tolist())
@@ -70,7 +70,7 @@ def test_an_untied_head_is_kept(packed) -> None:
 
 @pytest.mark.parametrize("family", sorted(FAMILIES))
 def test_the_head_dimension_is_the_configuration_s(family) -> None:
-    found = architecture_of(tiny_model(family).config)
+    found = architecture_of(rough_model(family).config)
     assert (found.head_dim, found.num_heads, found.hidden_size) == (16, 4, 32)
 
 

@@ -10,7 +10,7 @@ from tokenizers import Tokenizer, models
 from torch import Tensor
 from transformers import AutoModelForCausalLM, PreTrainedTokenizerFast
 
-from tests.wfray.student.conftest import tiny_model
+from tests.wfray.student.conftest import rough_model
 from wfray.config.model import Architecture, HubModel, LocalModel
 from wfray.student import hidden_states, load_original, materialize
 from wfray.student.families import FAMILIES
@@ -19,7 +19,7 @@ from wfray.student.original import architecture_of, check_architecture
 
 def checkpoint(directory: Path, family: str = "llama", **options: object) -> Path:
     """A float32 checkpoint with a tokenizer."""
-    tiny_model(family).save_pretrained(directory, **options)
+    rough_model(family).save_pretrained(directory, **options)
     vocabulary = {f"w{index}": index for index in range(100)}
     PreTrainedTokenizerFast(tokenizer_object=Tokenizer(models.WordLevel(vocabulary, unk_token="w0"))).save_pretrained(directory)
     return directory
@@ -33,7 +33,7 @@ def local(directory: Path, architecture: Architecture | None = None) -> LocalMod
 @pytest.mark.parametrize("options", [{}, {"max_shard_size": "20KB"}], ids=["single", "sharded"])
 def test_a_directory_becomes_bfloat16_and_is_what_it_was(family, options, tmp_path: Path, packed: dict[str, Tensor]) -> None:
     original = materialize(local(checkpoint(tmp_path / "given", family, **options)), tmp_path / "models")
-    wanted = tiny_model(family).bfloat16().state_dict()
+    wanted = rough_model(family).bfloat16().state_dict()
     stored = load_file(original / "model.safetensors")
     assert stored.keys() == wanted.keys() - {"lm_head.weight"} and all(torch.equal(stored[name], wanted[name]) for name in stored)
     theirs = AutoModelForCausalLM.from_pretrained(original, attn_implementation="segments").eval()
@@ -57,7 +57,7 @@ def test_a_hub_checkpoint_is_read_from_the_cache(tmp_path: Path, monkeypatch: py
     (cached / "refs" / "main").write_text("0" * 40)
     for module in ("huggingface_hub.constants", "huggingface_hub._snapshot_download.constants", "transformers.utils.hub.constants"):
         monkeypatch.setattr(f"{module}.HF_HUB_CACHE", str(tmp_path))
-    source = HubModel(kind="hub", id="someone/tiny", architecture=architecture_of(tiny_model("qwen3").config))
+    source = HubModel(kind="hub", id="someone/tiny", architecture=architecture_of(rough_model("qwen3").config))
     assert (snapshot / "model.safetensors.index.json").exists()
     assert load_original(materialize(source, tmp_path / "models")).config.model_type == "qwen3"
 
@@ -70,8 +70,8 @@ def test_an_unknown_family_is_refused_by_name_and_nothing_is_left(tmp_path: Path
 
 
 def test_another_architecture_is_refused_with_every_difference() -> None:
-    found = architecture_of(tiny_model("llama").config)
+    found = architecture_of(rough_model("llama").config)
     assert (found.head_dim, found.hidden_size) == (16, 32)
     wanted = Architecture.model_validate({**found.model_dump(), "num_layers": 30, "hidden_size": 576})
     with pytest.raises(ValueError, match=r"num_layers is 2, not 30; hidden_size is 32, not 576"):
-        check_architecture(tiny_model("llama").config, wanted)
+        check_architecture(rough_model("llama").config, wanted)

@@ -25,7 +25,7 @@ def attempt(rows):
     settings = config({"quantization": {}}, batch_tokens=tokens, tokens=tokens, checkpoint_every_tokens=tokens, micro_rows=rows)
     return Attempt(PackedCorpus(Path(sys.argv[1])), Path(sys.argv[2]), settings)
 
-small, large = attempt(16), attempt(4096)
+small, large = attempt(16), attempt(32768)
 used = int(next(line for line in open("/proc/self/status") if line.startswith("VmSize")).split()[1]) * 1024
 resource.setrlimit(resource.RLIMIT_AS, (used + int(sys.argv[3]), used + int(sys.argv[3])))
 small.run()
@@ -34,7 +34,7 @@ try:
 except ValueError as error:
     print(error)
 """
-SPARE = 32 * 2**20
+SPARE = 64 * 2**20
 """Bytes of address space that the child may take beyond what it has: enough for a step of 16 rows."""
 
 
@@ -45,7 +45,7 @@ def test_a_step_that_does_not_fit_says_how_much_it_asked_for_and_what_to_lower(c
     assert done.returncode == 0, done.stderr
     assert done.stdout.startswith("out of memory: a training step asked for ") and done.stdout.count("\n") == 1
     assert int(done.stdout.split("asked for ")[1].split(" bytes")[0].replace(",", "")) > 2**20
-    assert done.stdout.endswith("lower train.micro_rows from 4096 to 2048, or set train.gradient_checkpointing=true\n")
+    assert done.stdout.endswith("lower train.micro_rows from 32768 to 16384, or set train.gradient_checkpointing=true\n")
 
 
 @pytest.mark.parametrize(
