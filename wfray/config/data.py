@@ -49,8 +49,9 @@ class RowSource(TextSource):
 
     @model_validator(mode="after")
     def check_fields(self) -> Self:
-        if self.chat is not None and "fields" in self.model_fields_set:
-            raise ValueError(f"source {self.name}: `chat` names the fields that it reads; leave out `fields`")
+        defaults = {name: type(self).model_fields[name].default for name in ("fields", "separator")}
+        if self.chat is not None and any(getattr(self, name) != default for name, default in defaults.items()):
+            raise ValueError(f"source {self.name}: `chat` names the fields that it reads; leave out `fields` and `separator`")
         return self
 
 

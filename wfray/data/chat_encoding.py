@@ -71,7 +71,7 @@ class Stretch:
 
 
 class ChatEncoder:
-    """Encodes conversations with one tokenizer and its chat template; a `DocumentEncoder` of conversations as JSON."""
+    """Encodes conversations with one tokenizer and its chat template; a `DocumentEncoder` of conversations that travel as texts."""
 
     def __init__(self, directory: Path) -> None:
         """Open the tokenizer's files in `directory`.
@@ -102,8 +102,8 @@ class ChatEncoder:
         return self.template_sha256
 
     def encode_documents(self, texts: list[str]) -> Encoded:
-        """Tokens and marks of conversations that travel as JSON."""
-        encoded = self.encode([Conversation.model_validate_json(text) for text in texts])
+        """Tokens and marks of conversations that travel as texts; see `wfray.data.conversations`."""
+        encoded = self.encode([Conversation.from_text(text) for text in texts])
         return Encoded([each.tokens for each in encoded], [each.marks for each in encoded])
 
     def encode(self, conversations: list[Conversation]) -> list[MarkedTokens]:

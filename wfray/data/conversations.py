@@ -1,13 +1,20 @@
-"""Rows of a data set as conversations; a conversation travels as JSON text wherever a document would as plain text."""
+"""Rows of a data set as conversations, and conversations as documents.
 
+A conversation travels through cleaning and packing as a text: its turns divided by the control characters that ASCII has for
+records and units, so that what looks at the words of documents sees those of the turns.
+"""
+
+import re
 from collections.abc import Mapping
-from typing import Any
+from typing import Any, Self
 
 from pydantic import BaseModel
 
 from wfray.config.chat import Chat, Classification, Instruction, Turns, template_fields
 
 ASSISTANT = "assistant"
+TURN, CONTENT, LABELLED = "\x1e", "\x1f", "\x1d"
+"""Begin a turn, its content, and a turn whose content is a label."""
 
 
 class Turn(BaseModel):
@@ -24,6 +31,24 @@ class Conversation(BaseModel):
     turns: list[Turn]
     ends_with_label: bool = False
     """Whether the last turn is a verbalised label."""
+
+    def to_text(self) -> str:
+        """The conversation as a document.
+
+        Raises:
+            ValueError: a turn holds one of the control characters.
+        """
+        *before, last = [f"{turn.role}{CONTENT}{turn.content}" for turn in self.turns]
+        text = "".join(TURN + turn for turn in before) + (LABELLED if self.ends_with_label else TURN) + last
+        if len(re.findall(f"[{TURN}{CONTENT}{LABELLED}]", text)) != 2 * len(self.turns):
+            raise ValueError("a turn holds a control character (U+001D to U+001F): remove it, or filter the row out")
+        return text
+
+    @classmethod
+    def from_text(cls, text: str) -> Self:
+        """The conversation that became `text`."""
+        turns = [turn.split(CONTENT) for turn in re.split(f"[{TURN}{LABELLED}]", text)[1:]]
+        return cls(turns=[Turn(role=role, content=content) for role, content in turns], ends_with_label=LABELLED in text)
 
 
 def conversation_of(chat: Chat, row: Mapping[str, Any]) -> Conversation:

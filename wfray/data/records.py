@@ -173,7 +173,7 @@ def batch_text(source: RowSource, batch: pa.RecordBatch, index: int, where: str)
 
 
 def row_text(source: RowSource, where: str, row: Any) -> str | None:
-    """The text fields of one row, joined, or the row's conversation as JSON; None where a filter leaves it out."""
+    """The text fields of one row, joined, or the row's conversation as a document; None where a filter leaves it out."""
     fields = row if isinstance(row, dict) else {}
     if not all(satisfies(fields, condition, where) for condition in source.filters):
         return None
@@ -186,9 +186,9 @@ def row_text(source: RowSource, where: str, row: Any) -> str | None:
 
 
 def conversation_text(chat: Chat, where: str, fields: dict[str, Any]) -> str:
-    """The conversation in one row, as JSON."""
+    """The conversation in one row, as a document."""
     try:
-        return conversation_of(chat, fields).model_dump_json()
+        return conversation_of(chat, fields).to_text()
     except ValueError as error:
         raise ValueError(f"{where}: {error}") from None
 

@@ -115,6 +115,8 @@ def test_conversations_are_not_concatenated_and_name_their_own_fields(tree: dict
     tree["sources"].append(rows)
     with pytest.raises(ValueError, match="concatenate would cut conversations .rows."):
         PackConfig.parse({**tree, "packing": "concatenate"}, "test")
-    tree["sources"][-1] = {**rows, "fields": ["text"]}
+    config = PackConfig.parse(tree, "test")
+    assert PackConfig.parse(yaml.safe_load(config.to_yaml()), "test") == config
+    tree["sources"][-1] = {**rows, "fields": ["question"]}
     with pytest.raises(ValueError, match="source rows: `chat` names the fields"):
         PackConfig.parse(tree, "test")

@@ -258,7 +258,7 @@ def test_rows_become_conversations(tmp_path: Path, form: str) -> None:
     chat = {"kind": "turns", "field": "talk", "role": "from", "content": "value"}
     source = make(form, path=str(path), chat=chat)
     found, removed = documents(source, on_bad_input="skip")
-    [conversation] = [Conversation.model_validate_json(document.text) for document in found]
+    [conversation] = [Conversation.from_text(document.text) for document in found]
     assert [(turn.role, turn.content) for turn in conversation.turns] == [("user", "Hello?"), ("assistant", "Hello.")]
     assert removed["unreadable"].documents == 1
     with pytest.raises(ValueError, match=rf"rows.{form}, (row 1|line 2): no turn of the role 'assistant' says anything"):
