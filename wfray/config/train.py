@@ -15,8 +15,8 @@ from wfray.config.optimizer import Clipping, EarlyStopping, FixedClipping, Learn
 class Ramp(Config):
     """A value that moves from `start` to `end` over the stage; equal ends are a constant."""
 
-    start: float
-    end: float
+    start: NonNegativeFloat
+    end: NonNegativeFloat
     shape: Literal["linear", "cosine"] = "cosine"
 
 
@@ -223,6 +223,8 @@ class TrainConfig(StageConfig):
             raise ValueError(f"objectives {', '.join(needs_teacher)} need a teacher: add `teacher: {{application: teacher}}`")
         if self.teacher is not None and not needs_teacher:
             raise ValueError("a teacher is named but no objective uses it: remove `teacher` or add an objective")
+        if not any(objective.weight for objective in self.objectives):
+            raise ValueError("every objective has weight 0, so there is nothing to learn: give one of them a weight")
         last_step_starts = (self.num_steps - 1) * self.train.batch_tokens
         if self.quantization.warmup_tokens > last_step_starts:
             raise ValueError(
