@@ -47,11 +47,16 @@ def remove(path: Path) -> None:
 def flush_tree(path: Path) -> None:
     """fsync a file, or every file below a directory."""
     for file in [path] if path.is_file() else [p for p in path.rglob("*") if p.is_file()]:
-        descriptor = os.open(file, os.O_RDONLY)
-        try:
-            os.fsync(descriptor)
-        finally:
-            os.close(descriptor)
+        flush(file)
+
+
+def flush(path: Path) -> None:
+    """fsync one file, or the names in one directory."""
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
 
 
 def write_json(target: Path, value: Any) -> None:

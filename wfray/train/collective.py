@@ -22,16 +22,17 @@ class Collective:
         self.rank = dist.get_rank() if grouped else 0
         self.world_size = dist.get_world_size() if grouped else 1
         several = self.world_size > 1
-        self._group = dist.new_group(backend="gloo") if several else None
+        self.group = dist.new_group(backend="gloo") if several else None
+        """For the training loop's numbers; None with one worker."""
         self.background = dist.new_group(backend="gloo") if several else None
-        """For the thread that writes checkpoints; None with one worker."""
+        """For the thread that writes checkpoints."""
 
     def sum_floats(self, values: dict[str, float]) -> dict[str, float]:
         """Add up named numbers over the workers."""
         if self.world_size == 1:
             return values
         tensor = torch.tensor([values[name] for name in sorted(values)], dtype=torch.float64)
-        dist.all_reduce(tensor, group=self._group)
+        dist.all_reduce(tensor, group=self.group)
         return dict(zip(sorted(values), tensor.tolist(), strict=True))
 
     def maximum_(self, tensor: Tensor) -> None:
@@ -44,13 +45,13 @@ class Collective:
         if self.world_size == 1:
             return [value]
         values: list[Any] = [None] * self.world_size
-        dist.all_gather_object(values, value, group=self._group)
+        dist.all_gather_object(values, value, group=self.group)
         return values
 
     def barrier(self) -> None:
         """Wait until every worker is here."""
         if self.world_size > 1:
-            dist.barrier(group=self._group)
+            dist.barrier(group=self.group)
 
 
 def whole(tensor: Tensor) -> Tensor:

@@ -73,10 +73,10 @@ class Trainer:
 
         Raises:
             FloatingPointError: three steps in a row were not finite.
-            ValueError: memory ran out, or there are too few held-out rows.
+            ValueError: memory ran out, a checkpoint could not be written, or there are too few held-out rows.
         """
         self._resume(feed)
-        with explain_out_of_memory(self.config.train):
+        with explain_out_of_memory(self.config.train), self.checkpoints:
             self._train(feed)
         if self.config.train.average:
             swap_average(self.optimizer)
@@ -198,7 +198,8 @@ class Trainer:
         self.log(**row, progress=1.0 if "stopped" in figures else (step + 1) / num_steps)
 
     def _checkpoint(self, micro: MicroBatch) -> None:
-        """Commit a checkpoint at every interval; the end of the stage is saved as the student instead."""
+        """Begin a checkpoint at every interval; the end of the stage is saved as the student instead."""
+        self.checkpoints.check()
         done, train = micro.step + 1, self.config.train
         if done % (train.checkpoint_every_tokens // train.batch_tokens) == 0 and done < self.config.num_steps:
             self.state.random = self.collective.gather(RandomState.capture())
