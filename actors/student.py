@@ -1,8 +1,11 @@
 """The student's role: Ray Train runs the training loop of stages 1.9, 2 and 3 on one or more workers.
 
-Ray replaces workers that crash; a new group goes on from the newest committed checkpoint in the stage's directory, which needs
-nothing of Ray's own bookkeeping, so that a new job resumes in the same way. Ray Train does not resume data mid-epoch; our
-stream's cursor in the checkpoint does.
+When a worker crashes, Ray starts the whole group again, with another number of workers where that is elastic and the cluster has
+changed. It goes on from the newest committed checkpoint in the stage's directory, which needs nothing of Ray's own bookkeeping, so
+that a new job resumes in the same way. Ray Train does not resume data mid-epoch; our stream's cursor in the checkpoint does.
+
+Ray cannot tell a user's mistake from a crash and starts the group again for both. A worker therefore leaves its mistake in a file, which
+the next group finds: it ends at once, and the job with it, with that one message.
 """
 
 import os
@@ -10,7 +13,7 @@ from pathlib import Path
 from typing import Any, cast
 
 import torch
-from ray.train import FailureConfig, RunConfig, ScalingConfig
+from ray.train import FailureConfig, RunConfig, ScalingConfig, TrainingFailedError, get_context
 from ray.train.torch import TorchConfig, TorchTrainer
 from transformers import PreTrainedModel
 
@@ -34,6 +37,8 @@ from wfray.train.optimizer import make_optimizer
 from wfray.train.state import TrainingState
 from wfray.train.tracking import open_log
 
+MISTAKE = "mistake.txt"
+
 
 def train_student(config: TrainConfig, directory: Path, student: Path, corpus: Path) -> None:
     """Run a training stage to its end: `directory/student` is the trained student.
@@ -47,31 +52,44 @@ def train_student(config: TrainConfig, directory: Path, student: Path, corpus: P
     Raises:
         ValueError: something that the user can mend.
     """
+    step_plan(config, PackedCorpus(corpus).index.sequence_length, 0)
+    mistake = directory / MISTAKE
+    remove(mistake)
     task = {"config": config.model_dump(mode="json"), "directory": str(directory), "student": str(student), "corpus": str(corpus)}
     trainer = TorchTrainer(
         cast(Any, train_worker),
         train_loop_config=task,
         torch_config=TorchConfig(backend="nccl" if torch.cuda.is_available() else "gloo"),
-        scaling_config=ScalingConfig(num_workers=config.train.num_workers, use_gpu=torch.cuda.is_available()),
+        scaling_config=ScalingConfig(num_workers=cast(Any, config.train.num_workers), use_gpu=torch.cuda.is_available()),
         run_config=RunConfig(
             name=f"{config.stage}-{os.getpid()}",
             storage_path=str(directory / "ray"),
             failure_config=FailureConfig(max_failures=config.train.max_failures),
         ),
     )
-    mistake = trainer.fit().return_value  # type: ignore[attr-defined]
+    try:
+        trainer.fit()
+    except TrainingFailedError:
+        if not mistake.exists():
+            raise
     remove(directory / "ray")
-    if mistake:
-        raise ValueError(mistake)
+    if mistake.exists():
+        raise ValueError(mistake.read_text(encoding="utf-8"))
 
 
-def train_worker(task: dict[str, Any]) -> str | None:
-    """One worker. A user's mistake is returned, not raised: Ray would take it for a crash and start the worker again."""
+def train_worker(task: dict[str, Any]) -> None:
+    """One worker; see the module docstring on mistakes."""
+    mistake = Path(task["directory"]) / MISTAKE
+    if mistake.exists():
+        return
     try:
         run_worker(TrainConfig.model_validate(task["config"]), Path(task["directory"]), Path(task["student"]), Path(task["corpus"]))
     except (ValueError, FloatingPointError) as error:
-        return str(error)
-    return None
+        with write_aside(mistake) as aside:
+            aside.write_text(str(error), encoding="utf-8")
+        if get_context().get_world_size() > 1:
+            # Only a crash makes Ray end the other workers, which may wait for this one.
+            raise
 
 
 def run_worker(config: TrainConfig, directory: Path, student: Path, corpus: Path) -> None:
@@ -123,14 +141,16 @@ def step_plan(config: TrainConfig, sequence_length: int, first_step: int) -> Ste
     """Rows of a step from the configuration's tokens.
 
     Raises:
-        ValueError: the batch is not a whole number of rows.
+        ValueError: the batch is not a whole number of rows, or does not divide over some possible number of workers.
     """
     if config.train.batch_tokens % sequence_length:
         raise ValueError(
             f"train.batch_tokens {config.train.batch_tokens} is not a multiple of the corpus's sequence length {sequence_length}"
         )
+    rows = config.train.batch_tokens // sequence_length
+    config.train.check_batch(rows, "rows")
     in_flight = config.teacher.in_flight if config.teacher else 1
-    return StepPlan(config.train.batch_tokens // sequence_length, config.train.micro_rows, config.num_steps, first_step, in_flight)
+    return StepPlan(rows, config.train.micro_rows, config.num_steps, first_step, in_flight)
 
 
 def connect_teacher(config: TrainConfig, corpus: PackedCorpus, model: PreTrainedModel) -> TeacherClient | None:

@@ -18,7 +18,7 @@ from pydantic import BaseModel, ConfigDict, ValidationError
 
 
 class Location:
-    """Marks a field that says where a thing is kept, not what it is: left out of the digest."""
+    """Marks a field that says where a thing is kept or how many work on it, not what it is: left out of the digest."""
 
 
 RunPath = Annotated[str, Location()]

@@ -194,7 +194,7 @@ class Trainer:
             return
         train, num_steps = self.config.train, self.config.num_steps
         row: dict[str, Any] = {"step": step + 1, "num_steps": num_steps, "tokens": (step + 1) * train.batch_tokens, **figures}
-        row["lambda"] = self._lambda(step)
+        row |= {"lambda": self._lambda(step), "num_workers": self.collective.world_size}
         self.log(**row, progress=1.0 if "stopped" in figures else (step + 1) / num_steps)
 
     def _checkpoint(self, micro: MicroBatch) -> None:
