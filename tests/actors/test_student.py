@@ -55,7 +55,7 @@ def config(**train: Any) -> TrainConfig:
         "run": "unused",
         "stage": "pretrain",
         "student": "unused",
-        "quantization": {"schedule": "linear", "warmup_tokens": 5 * STEP},
+        "quantization": {"schedule": "linear", "warmup_tokens": STEP},
         "objectives": [{"kind": "cross_entropy"}],
         "train": {
             "tokens": NUM_STEPS * STEP,
