@@ -51,7 +51,9 @@ class CheckpointStore:
         self._pending: Future[None] | None = None
 
     def newest(self) -> Path | None:
-        """The newest committed checkpoint, or None."""
+        """The newest committed checkpoint, or None; a write under way is waited for."""
+        if self._pending:
+            self._pending.exception()
         return max(self.directory.glob("step-*"), default=None)
 
     def save(self, model: nn.Module, optimizer: torch.optim.Optimizer, progress: Progress) -> None:

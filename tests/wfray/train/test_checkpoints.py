@@ -22,7 +22,7 @@ from wfray.train.collective import whole
 from wfray.train.optimizer import make_optimizer
 
 TRAINING = Training(
-    tokens=100, batch_tokens=10, checkpoint_every_tokens=10, average={"decay": 0.9}, optimizer=AdamW(kind="adamw", learning_rate=0.1)
+    tokens=80, batch_tokens=8, checkpoint_every_tokens=8, average={"decay": 0.9}, optimizer=AdamW(kind="adamw", learning_rate=0.1)
 )
 
 

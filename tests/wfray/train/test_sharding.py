@@ -117,10 +117,10 @@ def check(answers: list[dict[str, Any]], tied: bool) -> None:
     assert first["norms"][0] == pytest.approx(wanted["norms"][0], rel=1e-6)
     for name, gradient in wanted["gradients"].items():
         torch.testing.assert_close(first["gradients"][name], gradient, rtol=1e-4, atol=1e-6)
-    assert first["losses"] == pytest.approx(wanted["losses"], rel=1e-3)
-    assert first["norms"] == pytest.approx(wanted["norms"], rel=1e-2)
+    assert first["losses"] == pytest.approx(wanted["losses"], rel=5e-3)
+    assert first["norms"] == pytest.approx(wanted["norms"], rel=5e-2)
     for name, weight in wanted["weights"].items():
-        assert (first["weights"][name] - weight).norm() < 5e-3 * weight.norm()
+        assert (first["weights"][name] - weight).norm() < 2e-2 * weight.norm()
     for other in answers[1:]:
         torch.testing.assert_close(other, first, rtol=0, atol=0)
 
