@@ -135,24 +135,35 @@ def json_records(source: Source, place: Place, part: FileRange) -> Iterator[Reco
     """The objects of a JSON list or mapping; the number is the position."""
     assert isinstance(source, RowSource)
     try:
-        tree = parse_json(decode(read_whole(place, part.file)))
+        objects = list_objects(parse_json(decode(read_whole(place, part.file))))
     except ValueError as error:
         yield 0, partial(refuse, str(error))
         return
-    for number, item in enumerate(tree.values() if isinstance(tree, dict) else tree):
+    for number, item in enumerate(objects):
         yield number, partial(row_text, source, f", object {number}", item)
+
+
+def list_objects(tree: Any) -> list[Any]:
+    """The items of a JSON list, or the values of a JSON mapping."""
+    if not isinstance(tree, list | dict):
+        raise ValueError(f" holds one {type(tree).__name__}, neither a list nor a mapping of objects")
+    return list(tree.values()) if isinstance(tree, dict) else tree
 
 
 def parquet_records(source: Source, place: Place, part: FileRange) -> Iterator[Record]:
     """Rows of the row groups that begin in the range; the number is the row's in the file."""
     assert isinstance(source, RowSource)
-    wanted = [*(source.chat.fields if source.chat else source.fields), *(condition.field for condition in source.filters)]
+    fields = source.chat.fields if source.chat else source.fields
+    columns = list(dict.fromkeys([*fields, *(condition.field for condition in source.filters)]))
     with place.filesystem.open(place.path(part.file), "rb") as content, pq.ParquetFile(content) as table:
+        missing = [name for name in columns if name not in table.schema_arrow.names]
+        if missing:
+            yield 0, partial(refuse, f" has no column {', '.join(missing)}; it has: {', '.join(table.schema_arrow.names)}")
+            return
         row = 0
         for group in range(table.num_row_groups):
             metadata = table.metadata.row_group(group)
             if part.start <= row_group_offset(metadata) and (part.stop is None or row_group_offset(metadata) < part.stop):
-                columns = [name for name in dict.fromkeys(wanted) if name in table.schema_arrow.names]
                 number = row
                 for batch in table.iter_batches(batch_size=1024, row_groups=[group], columns=columns):
                     for index in range(len(batch)):

@@ -251,6 +251,18 @@ def test_a_missing_file_is_never_skipped(tmp_path: Path) -> None:
         list(read_unit(units[0], NO_CACHE, "skip", Cleaner(source, None)))
 
 
+def test_a_file_without_the_column_or_without_objects_is_named(tmp_path: Path) -> None:
+    write_rows(tmp_path, "parquet", [{"body": "x", "score": 1}] * 20)
+    with pytest.raises(ValueError, match="rows.parquet has no column text; it has: body, score"):
+        documents(make("parquet", path=str(tmp_path)))
+    found, removed = documents(make("parquet", path=str(tmp_path)), on_bad_input="skip")
+    assert found == [] and removed["unreadable"].documents == 1
+    (tmp_path / "owner/name@main").mkdir(parents=True)
+    (tmp_path / "owner/name@main/one.json").write_text("5", encoding="utf-8")
+    with pytest.raises(ValueError, match="one.json holds one int, neither a list nor a mapping of objects"):
+        documents(make("hub", dataset="owner/name", root=f"file://{tmp_path}", glob="*"))
+
+
 @pytest.mark.parametrize("form", ["parquet", "jsonl"])
 def test_rows_become_conversations(tmp_path: Path, form: str) -> None:
     turns = [{"from": "human", "value": "Hello?"}, {"from": "gpt", "value": "Hello."}]
