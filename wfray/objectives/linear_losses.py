@@ -116,14 +116,18 @@ class _LinearLosses(torch.autograd.Function):
             soft = None if task.teacher is None else soft_targets(task.teacher, tokens, memory.logits_NV[-1], memory.tiles_TV[1:])
             sums += chunk_losses_(logits_NV, task.targets_T[tokens].long(), soft, memory.tiles_TV[0], task)
             gradients.add(tokens, logits_NV, hidden_NC, head_VC)
-        ctx.save_for_backward(*gradients.result())
+        ctx.gradients = gradients.result()
         ce, kl = sums / task.num_targets
         return ((task.ce_weight or 0.0) * ce + (task.kl_weight or 0.0) * kl).float(), ce, kl
 
     @staticmethod
     def backward(ctx: Any, grad_total: Tensor, *unused: Tensor) -> tuple[Tensor | None, ...]:
+        # Let go of, so that a parameter takes them for its own; saved tensors would be copied.
+        gradients, ctx.gradients = ctx.gradients, None
+        if gradients is None:
+            raise RuntimeError("linear_losses: backward a second time; its gradients were handed over the first time")
         scale = grad_total.item()
-        return *(gradient if gradient is None or scale == 1.0 else gradient * scale for gradient in ctx.saved_tensors), None
+        return *(gradient if gradient is None or scale == 1.0 else gradient.mul_(scale) for gradient in gradients), None
 
 
 @dataclass(frozen=True)
@@ -163,13 +167,20 @@ class Gradients:
             self.product_VC = slope_NV.t() @ hidden_NC
             self.sum_VC = self.product_VC.to(torch.promote_types(hidden_NC.dtype, torch.float32), copy=True)
         else:
-            self.sum_VC.add_(torch.mm(slope_NV.t(), hidden_NC, out=self.product_VC))
+            add_by_tiles_(self.sum_VC, torch.mm(slope_NV.t(), hidden_NC, out=self.product_VC))
 
     def result(self) -> tuple[Tensor | None, Tensor | None]:
         """Both, in the dtypes of the inputs."""
         if not self.needs_weight:
             return self.hidden_TC, None
         return self.hidden_TC, torch.zeros_like(self.weight_VC) if self.sum_VC is None else self.sum_VC.to(self.weight_VC.dtype)
+
+
+def add_by_tiles_(sum_VC: Tensor, term_VC: Tensor) -> None:
+    """Add a term of another dtype tile by tile: torch would make a copy of it in the sum's dtype first."""
+    num_rows = max(1, TILE_BYTES[sum_VC.device.type] // (sum_VC.itemsize * sum_VC.shape[1]))
+    for rows_VC, terms_VC in zip(sum_VC.split(num_rows), term_VC.split(num_rows), strict=True):
+        rows_VC.add_(terms_VC)
 
 
 def chunks_of(task: Task) -> tuple[Tensor, ...]:

@@ -10,7 +10,9 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 from wfray.objectives.linear_losses import linear_losses
 from wfray.objectives.soft_targets import Teacher, TeacherHead
+from wfray.quant.determinism import use_deterministic_algorithms
 from wfray.teacher.sparse import sample, top_k
+from wfray.train.feed import on_device
 
 NUM_TOKENS, WIDTH, VOCABULARY = 90, 16, 211
 NUM_IDS = 7
@@ -249,6 +251,33 @@ def test_a_rest_that_no_float_holds_still_pulls() -> None:
     assert losses.logits_kl == pytest.approx(0.5 * (200 - rest.log()[0].neg().item()) - 0.6931, rel=1e-3)
 
 
+def test_gradients_are_handed_over_once(case: Case) -> None:
+    total = linear_losses(case["hidden"], case["head"], case["targets"], 1, ce_weight=1.0).total
+    total.backward(retain_graph=True)
+    with pytest.raises(RuntimeError, match="backward a second time"):
+        total.backward()
+
+
 def test_a_kl_without_a_teacher_is_refused(case: Case) -> None:
     with pytest.raises(ValueError, match="kl_weight needs a teacher"):
         linear_losses(case["hidden"], case["head"], case["targets"], 1, kl_weight=1.0)
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize("signal", SIGNALS)
+def test_a_gpu_agrees_and_repeats_to_the_bit(signal: str) -> None:
+    """With torch's deterministic algorithms, as stages are trained."""
+    use_deterministic_algorithms()
+
+    def once(device: str) -> list[Tensor]:
+        case = make_case(torch.float64)
+        teacher = on_device(teacher_of(case, signal, 2.0), torch.device(device))
+        inputs = [case[name].detach().to(device).requires_grad_() for name in ("hidden", "head")]
+        targets = case["targets"].to(device)
+        total = linear_losses(*inputs, targets, 70, ce_weight=1.0, kl_weight=1.0, teacher=teacher, dtype=torch.float64).total
+        return [total.cpu(), *(gradient.cpu() for gradient in torch.autograd.grad(total, inputs))]
+
+    first, second, cpu = once("cuda"), once("cuda"), once("cpu")
+    assert all(torch.equal(a, b) for a, b in zip(first, second, strict=True))
+    for ours, reference in zip(first, cpu, strict=True):
+        torch.testing.assert_close(ours, reference, rtol=1e-6, atol=1e-9)
