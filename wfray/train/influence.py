@@ -22,7 +22,7 @@ from wfray.config.mixing import Curriculum, InfluenceMixing
 from wfray.config.train import TrainConfig
 from wfray.data.batch import NO_TARGET, PackedBatch
 from wfray.data.shards import PackedCorpus
-from wfray.data.stream import MixedStream, heldout, joined
+from wfray.data.stream import MixedStream, heldout, joined, normalise
 from wfray.objectives.linear_losses import linear_losses
 from wfray.student.forward import hidden_states, lm_head_weight
 from wfray.train.collective import Collective, whole
@@ -108,12 +108,14 @@ def make_mixer(config: TrainConfig, probe: StudentProbe, corpus: PackedCorpus) -
     """The mixer of a stage; None where the weights stay.
 
     Raises:
-        ValueError: a probe names no source of the corpus, or more held-out rows than there are.
+        ValueError: a phase or probe does not name the corpus's sources, or the probe has fewer held-out rows.
     """
     match config.mixing:
         case None:
             return None
         case Curriculum() as curriculum:
+            for phase in curriculum.phases:
+                normalise(phase.weights, corpus.source_names)
             return PhaseMixer(curriculum, config.num_steps)
         case InfluenceMixing() as influence:
             for name in influence.probe:

@@ -10,6 +10,7 @@ from transformers import PreTrainedModel
 
 from tests.wfray.data.conftest import write_corpus
 from tests.wfray.student.conftest import tiny_model
+from tests.wfray.train.workers import run_workers
 from wfray.config.convert import Subln
 from wfray.config.mixing import InfluenceMixing
 from wfray.data.batch import PackedBatch
@@ -97,3 +98,21 @@ def test_a_source_with_the_probes_tokens_scores_highest(tmp_path: Path) -> None:
 def test_inner_products_are_summed_in_double_precision() -> None:
     ones = torch.full((3000, 3000), 1.1)
     assert inner(ones, ones) == pytest.approx(ones.numel() * float(torch.tensor(1.1) * torch.tensor(1.1)), rel=1e-12)
+
+
+def measure(corpus: Path) -> tuple[dict[str, float], dict[str, float]]:
+    """Scores and losses on the workers of this group, as between two steps."""
+    replica = Replica(convert(tiny_model("llama"), Subln(init="ones")).train(), torch.float32, Collective())
+    replica.hold_codes()
+    probe, stream = StudentProbe(replica, 2, Collective()), MixedStream(PackedCorpus(corpus), seed=0)
+    config = InfluenceMixing(kind="influence", probe=["small"], probe_rows=4, rows=4)
+    losses = next_losses(probe, 4, stream, ["large", "small"])
+    return influence_scores(probe, config, stream, ["large", "small"]), losses
+
+
+def test_two_workers_see_the_scores_of_one(corpus: PackedCorpus, tmp_path: Path) -> None:
+    alone = measure(corpus.directory)
+    both = run_workers(2, measure, tmp_path, corpus.directory)
+    assert both[0] == both[1]
+    for ours, reference in zip(both[0], alone, strict=True):
+        assert ours == pytest.approx(reference, rel=1e-3)

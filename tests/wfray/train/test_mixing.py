@@ -126,3 +126,19 @@ def test_a_mixer_acts_when_all_that_was_drawn_is_trained_on(corpus: PackedCorpus
 def test_what_cannot_work_is_refused(changes: dict[str, Any], message: str) -> None:
     with pytest.raises(ValueError, match=message):
         with_mixing(**changes)
+
+
+@pytest.mark.parametrize(
+    ("mixing", "message"),
+    [
+        (
+            {**PHASES, "phases": [FIRST, {"until": 1, "weights": {"large": 1, "tiny": 1}}]},
+            "weights must name each source",
+        ),
+        ({**INFLUENCE, "probe": ["tiny"]}, "has no source 'tiny'; it has: large, small"),
+        ({**INFLUENCE, "probe_rows": 1000}, "small has .* heldout rows"),
+    ],
+)
+def test_sources_are_checked_before_the_first_step(corpus: PackedCorpus, tmp_path: Path, mixing: dict[str, Any], message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        Attempt(corpus, tmp_path, with_mixing(mixing))
