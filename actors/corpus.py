@@ -19,7 +19,7 @@ from pydantic import BaseModel, TypeAdapter
 
 from wfray.config.cleaning import Duplicates
 from wfray.config.data import JsonLines, PackConfig, Parquet, RowSource, Source, TextFiles
-from wfray.data.build import PackOptions, UnitResult, count_needed, kept_documents, open_cleaner, pack_unit, units_wanted, up_to
+from wfray.data.build import PackOptions, UnitResult, count_needed, open_cleaner, pack_unit, units_wanted, up_to
 from wfray.data.cleaning import Cleaner, write_runs
 from wfray.data.duplicates import find_duplicates, fingerprints
 from wfray.data.encoding import DocumentEncoder, Encoder, TokenizerFacts
@@ -74,6 +74,7 @@ def pack_options(config: PackConfig, tokenizer: TokenizerFacts, directory: Path)
         unit_bytes=config.megabytes_per_task * 2**20,
         on_bad_input=config.on_bad_input,
         evaluation_words=config.decontamination.num_words if config.decontamination else None,
+        duplicates=config.duplicates is not None,
         config_sha256=config.digest(),
     )
 
@@ -106,9 +107,6 @@ def note_duplicates(config: PackConfig, plan: Plan, options: PackOptions, report
     if config.duplicates is None:
         return
     units = [unit for source in config.sources for unit in plan[source.name]]
-    # A mask of an earlier attempt must not hide documents from the fingerprints.
-    for unit in units:
-        options.mask(unit).unlink(missing_ok=True)
     items = [Fingerprinting(unit=unit, duplicates=config.duplicates).model_dump_json() for unit in units]
     for number, _ in enumerate(run_tasks("fingerprints", items, options), start=1):
         report(0.15 + 0.15 * number / len(units), f"duplicates: unit {number} of {len(units)}")
@@ -186,7 +184,7 @@ def write_fingerprints(item: str, options: PackOptions) -> str:
     work = Fingerprinting.model_validate_json(item)
     if options.fingerprints(work.unit).exists():
         return ""
-    documents = kept_documents(work.unit, options, open_cleaner(work.unit, options))
+    documents = read_unit(work.unit, Path(options.cache), options.on_bad_input, open_cleaner(work.unit, options))
     with write_aside(options.fingerprints(work.unit)) as aside, aside.open("wb") as file:
         np.save(file, fingerprints((document.text for document in documents), work.duplicates))
     return ""

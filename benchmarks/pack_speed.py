@@ -43,10 +43,10 @@ def main(megabytes: float = 52) -> None:
         texts = real_texts(config, megabytes)
         files = write_slices(home, texts)
         encoder = Encoder(home / "tokenizer" / "tokenizer.json", facts.document_end_id)
-        pack_file(files[0], home, "warm-up", facts, 0.05)
+        pack_file(files[0], home, "warm-up", facts, encoder, 0.05)
         sides: dict[str, Callable[[int], object]] = {
             "bare": lambda number: encode_bare(encoder, texts[number::ROUNDS]),
-            "pack": lambda number: pack_file(files[number], home, "pack", facts),
+            "pack": lambda number: pack_file(files[number], home, "pack", facts, encoder),
             "pack x 2": lambda number: pack_in_two(files[number], home, facts),
             "datasets x 2": lambda number: pack_with_datasets(files[number], home, number),
         }
@@ -123,14 +123,13 @@ def pack_options(home: Path, name: str, facts: TokenizerFacts) -> PackOptions:
     )
 
 
-def pack_file(path: Path, home: Path, name: str, facts: TokenizerFacts, share: float = 1) -> int:
-    """Pack a file, or the first share of its bytes, in this process; returns the number of tokens."""
+def pack_file(path: Path, home: Path, name: str, facts: TokenizerFacts, encoder: Encoder, share: float = 1) -> int:
+    """Pack a file, or the first share of its bytes, as a worker does that has its encoder; returns the number of tokens."""
     options = pack_options(home, name, facts)
     source = JsonLines(kind="jsonl", name=path.stem, path=str(path), licence="as packaged", weight=1)
     [unit] = plan_units(source, home, 0, options.unit_bytes)
     if share < 1:
         unit.ranges[0].stop = int(unit.num_bytes * share)
-    encoder = Encoder(home / "tokenizer" / "tokenizer.json", facts.document_end_id)
     return sum(shard.num_text_tokens for shard in pack_unit(unit, options, encoder).train)
 
 

@@ -171,6 +171,7 @@ def test_cleaning_is_reported_and_a_resume_redoes_nothing(packed: Path, config: 
     split = PackedCorpus(first).split("rows", "train")
     assert removed["damaged_file"].documents == 1 and removed["damaged_file"].examples == ["c.jsonl.gz"]
     assert removed["evaluation_overlap"].documents == 2
+    # In b four copies, besides the evaluated one, and one near copy; in c those of the last four that come before the damage.
     assert 5 <= removed["duplicate"].documents <= 8
     assert len(split.shards) > 3 and split.num_documents > len(speeches) - 15
     assert not (first / "work").exists()

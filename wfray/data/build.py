@@ -50,6 +50,8 @@ class PackOptions(BaseModel):
     on_bad_input: OnBadInput = "raise"
     evaluation_words: int | None = None
     """Length of the runs in `evaluation_runs`; None: evaluation sets are not looked for."""
+    duplicates: bool = False
+    """Whether every unit has a mask of its duplicates."""
     config_sha256: str = ""
     """Of the whole configuration: a receipt is valid for one only."""
 
@@ -74,7 +76,7 @@ class PackOptions(BaseModel):
 
     def unit_key(self, unit: Unit) -> str:
         """A hash of a unit, its files by their state, and of the configuration: names what is kept of it for a resume."""
-        stated = [unit.model_dump_json(), self.config_sha256, self.tokenizer.model_dump_json()]
+        stated = [unit.model_dump_json(exclude={"holds_out"}), self.config_sha256, self.tokenizer.model_dump_json()]
         return hashlib.sha256(json.dumps(stated).encode()).hexdigest()[:32]
 
     def fingerprints(self, unit: Unit) -> Path:
@@ -82,14 +84,13 @@ class PackOptions(BaseModel):
         return self.directory / WORK / "fingerprints" / f"{self.unit_key(unit)}.npy"
 
     def mask(self, unit: Unit) -> Path:
-        """Which documents of a unit are duplicates; there is no such file where none were looked for."""
+        """Which documents of a unit are duplicates, where `duplicates` are looked for."""
         return self.directory / WORK / "masks" / f"{self.unit_key(unit)}.npy"
 
     def receipt(self, unit: Unit) -> Path:
         """What became of a unit."""
-        mask = self.mask(unit)
-        suffix = hashlib.sha256(mask.read_bytes()).hexdigest()[:16] if mask.exists() else "whole"
-        return self.directory / WORK / "units" / f"{self.unit_key(unit)}-{suffix}.json"
+        mask = hashlib.sha256(self.mask(unit).read_bytes()).hexdigest()[:16] if self.duplicates else "whole"
+        return self.directory / WORK / "units" / f"{self.unit_key(unit)}-{mask}-{'heldout' if unit.holds_out else 'train'}.json"
 
 
 class UnitResult(BaseModel):
@@ -143,7 +144,7 @@ def open_cleaner(unit: Unit, options: PackOptions) -> Cleaner:
 def kept_documents(unit: Unit, options: PackOptions, cleaner: Cleaner) -> Iterator[Document]:
     """The documents of a unit that are kept and are no duplicates."""
     documents = read_unit(unit, Path(options.cache), options.on_bad_input, cleaner)
-    if not options.mask(unit).exists():
+    if not options.duplicates:
         yield from documents
         return
     for document, is_duplicate in zip(documents, np.load(options.mask(unit)), strict=True):

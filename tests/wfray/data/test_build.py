@@ -247,6 +247,22 @@ def test_names_depend_on_no_path(source: TextFiles, options: PackOptions, encode
     assert pack_unit(plan(source, options)[0], options, encoder) == pack_unit(plan(moved, options)[0], other, encoder)
 
 
+def test_masked_documents_are_in_no_split_and_a_missing_mask_is_an_error(source: TextFiles, options: PackOptions, encoder: Encoder) -> None:
+    """Also in the unit that gives the held-out rows."""
+    options = options.model_copy(update={"duplicates": True})
+    [unit] = plan(source, options)
+    with pytest.raises(FileNotFoundError):
+        pack_all(source, options, encoder)
+    documents = list(read_unit(unit, Path(options.cache), "raise", Cleaner(source, None)))
+    options.mask(unit).parent.mkdir(parents=True)
+    np.save(options.mask(unit), np.arange(60) % 2 == 0)
+    [result] = pack_all(source, options, encoder)
+    text = "".join(text for shard in result.shards for text in packed_texts(encoder, options, shard))
+    assert result.removed["duplicate"].documents == 30
+    assert not any(document.text.split()[0] + " " in text for document in documents[::2])
+    assert sum(document.text.split()[0] + " " in text for document in documents[1::2]) >= 20
+
+
 def test_windows_bound_what_is_held(options: PackOptions) -> None:
     documents = [Document("f", number, "x" * size, size) for number, size in enumerate([10, 0, 200, 30, 70, 5])]
     sizes = [[document.num_bytes for document in window] for window in windows(documents, 100)]
