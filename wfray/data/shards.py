@@ -10,8 +10,10 @@ file.
 
 import hashlib
 import json
+from bisect import bisect_right
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
+from itertools import accumulate
 from pathlib import Path
 from typing import Any, Literal
 
@@ -227,7 +229,7 @@ class PackedCorpus:
         self.index = read_index(directory)
         self._sources = {source.name: source for source in self.index.sources}
         self._arrays: dict[str, dict[str, NDArray[Any]]] = {}
-        self._starts: dict[tuple[str, Split], NDArray[np.int64]] = {}
+        self._starts: dict[tuple[str, Split], list[int]] = {}
 
     @property
     def source_names(self) -> list[str]:
@@ -285,12 +287,12 @@ class PackedCorpus:
     def _locate(self, source: str, split: Split, number: int) -> tuple[ShardRecord, int]:
         shards = self.split(source, split).shards
         if (source, split) not in self._starts:
-            self._starts[source, split] = np.cumsum([0, *(shard.num_rows for shard in shards)])
+            self._starts[source, split] = [0, *accumulate(shard.num_rows for shard in shards)]
         starts = self._starts[source, split]
         if not 0 <= number < starts[-1]:
             raise ValueError(f"source {source} has {starts[-1]} {split} rows, so none of number {number}")
-        shard = int(np.searchsorted(starts, number, side="right")) - 1
-        return shards[shard], int(number - starts[shard])
+        shard = bisect_right(starts, number) - 1
+        return shards[shard], number - starts[shard]
 
     def _open(self, shard: ShardRecord) -> dict[str, NDArray[Any]]:
         if shard.file not in self._arrays:
