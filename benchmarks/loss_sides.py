@@ -27,14 +27,14 @@ class Inputs:
     teacher: TeacherHead
 
     @classmethod
-    def random(cls, num_tokens: int, vocabulary: int, width: int) -> "Inputs":
+    def random(cls, num_tokens: int, vocabulary: int, width: int, device: str = "cpu") -> "Inputs":
         """Hidden states of size 1 and heads that spread the logits over a few nats, as trained ones do."""
         torch.manual_seed(0)
         hidden_TC, teacher_TC = torch.randn(num_tokens, width), torch.randn(num_tokens, width)
         head_VC, teacher_VC = (torch.randn(vocabulary, width).mul_(2.0 * width**-0.5) for _ in range(2))
-        teacher = TeacherHead(teacher_TC.to(torch.bfloat16), teacher_VC.to(torch.bfloat16), 1.0)
-        targets_T = torch.randint(0, vocabulary, (num_tokens,))
-        return cls(hidden_TC.requires_grad_(), head_VC.requires_grad_(), targets_T, teacher)
+        teacher = TeacherHead(teacher_TC.to(device, torch.bfloat16), teacher_VC.to(device, torch.bfloat16), 1.0)
+        targets_T = torch.randint(0, vocabulary, (num_tokens,)).to(device)
+        return cls(hidden_TC.to(device).requires_grad_(), head_VC.to(device).requires_grad_(), targets_T, teacher)
 
     def forget(self) -> None:
         """Drop the gradients."""
@@ -73,7 +73,7 @@ def chunked(inputs: Inputs) -> float:
 
 def logits_loss(hidden_TC: Tensor, inputs: Inputs, part: slice, reduction: str) -> Tensor:
     """Both losses of some tokens, summed or averaged over them."""
-    with torch.autocast("cpu", dtype=torch.bfloat16):
+    with torch.autocast(hidden_TC.device.type, dtype=torch.bfloat16):
         logits_TV = F.linear(hidden_TC, inputs.head_VC)
         with torch.no_grad():
             teacher_TV = F.linear(inputs.teacher.hidden_TC[part], inputs.teacher.weight_VC)
