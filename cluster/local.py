@@ -10,6 +10,7 @@ there is no `ray stop` here, which would end everybody's.
 import argparse
 import ctypes
 import os
+import shutil
 import signal
 import socket
 import subprocess
@@ -18,6 +19,8 @@ import tempfile
 import time
 from dataclasses import dataclass
 from pathlib import Path
+from types import TracebackType
+from typing import Self
 
 from ray.job_submission import JobSubmissionClient
 from requests.exceptions import ConnectionError as ConnectionFailed
@@ -31,7 +34,7 @@ LINUX_PR_SET_PDEATHSIG = 1
 
 @dataclass(frozen=True)
 class LocalCluster:
-    """A running cluster that this process started."""
+    """A running cluster that this process started; as a context manager it ends, and where all went well its logs go with it."""
 
     process: subprocess.Popen[bytes]
     address: str
@@ -52,6 +55,14 @@ class LocalCluster:
         except subprocess.TimeoutExpired:
             os.killpg(self.process.pid, signal.SIGKILL)
             self.process.wait()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
+        self.stop()
+        if error is None:
+            shutil.rmtree(self.session)
 
 
 def start_local_cluster(config: LocalClusterConfig, home: Path, keep: bool = False) -> LocalCluster:
@@ -102,7 +113,11 @@ def start_local_cluster(config: LocalClusterConfig, home: Path, keep: bool = Fal
         )
     cluster = LocalCluster(process, f"127.0.0.1:{gcs}", f"http://127.0.0.1:{dashboard}", http, session)
     os.environ.update({"RAY_AUTH_MODE": config.auth_mode, "WFRAY_HTTP_PORT": str(http)})
-    wait_until_ready(cluster, log)
+    try:
+        wait_until_ready(cluster, log)
+    except BaseException:
+        cluster.stop()
+        raise
     return cluster
 
 
@@ -120,7 +135,6 @@ def wait_until_ready(cluster: LocalCluster, log: Path) -> None:
             return
         except (ConnectionError, ConnectionFailed, RuntimeError):
             if cluster.process.poll() is not None or time.monotonic() > deadline:
-                cluster.stop()
                 raise ValueError(f"the local Ray cluster did not start; see {log}:\n{log.read_text()[-1000:]}") from None
             time.sleep(0.5)
 

@@ -24,8 +24,8 @@ class View(Protocol):
     def finish(self, stage: str, status: Literal["done", "skipped", "failed"], seconds: float, note: str = "") -> None: ...
 
 
-def run_stage(name: str, command: list[str], dashboard: str, root: Path, view: View) -> None:
-    """Submit one stage and wait for it.
+def run_stage(name: str, command: list[str], dashboard: str, root: Path, view: View, log: Path) -> None:
+    """Submit one stage and wait for it; when the waiting is interrupted, the job is stopped.
 
     Args:
         name: the stage's name, for the view and the job's id.
@@ -33,6 +33,7 @@ def run_stage(name: str, command: list[str], dashboard: str, root: Path, view: V
         dashboard: URL of the cluster's dashboard.
         root: the repository, sent to the cluster as the job's working directory.
         view: told when it starts, every moment, and when it ends.
+        log: where the job's output is kept.
 
     Raises:
         ValueError: the job failed; the message holds the end of its log.
@@ -48,15 +49,28 @@ def run_stage(name: str, command: list[str], dashboard: str, root: Path, view: V
         runtime_env={"working_dir": str(root), "excludes": EXCLUDES},
         metadata={"stage": name},
     )
+    try:
+        status = follow(client, job, view)
+    except KeyboardInterrupt:
+        # It must not go on writing where the next attempt will.
+        client.stop_job(job)
+        raise
+    seconds, output = time.monotonic() - started, client.get_job_logs(job)
+    log.parent.mkdir(parents=True, exist_ok=True)
+    log.write_text(output, encoding="utf-8")
+    if status != JobStatus.SUCCEEDED:
+        message = failure_message(output)
+        view.finish(name, "failed", seconds, message)
+        raise ValueError(f"stage {name} failed: {message}\nMend it and run the same command again: what is done is skipped. Its log: {log}")
+    view.finish(name, "done", seconds)
+
+
+def follow(client: JobSubmissionClient, job: str, view: View) -> JobStatus:
+    """Wait for the job's end."""
     while not (status := client.get_job_status(job)).is_terminal():
         view.poll()
         time.sleep(POLL_SECONDS)
-    seconds = time.monotonic() - started
-    if status != JobStatus.SUCCEEDED:
-        message = failure_message(client.get_job_logs(job))
-        view.finish(name, "failed", seconds, message)
-        raise ValueError(f"stage {name} failed: {message}\nMend it and run the same command again: what is done is skipped. (job {job})")
-    view.finish(name, "done", seconds)
+    return status
 
 
 def failure_message(log: str) -> str:

@@ -15,7 +15,7 @@ def run_job(config_type: type[C], main: Callable[..., None], argv: list[str] | N
     """Parse the command line, load the configuration and call `main` with it, and with `flags` (name -> help) as booleans.
 
     A user's mistake (`ValueError`) or an error of the file system (disk full, read-only directory) ends the process with exit
-    code 2 and one message on standard error; anything else propagates with its traceback.
+    code 2 and one message on standard error, Ctrl-C with code 130; anything else propagates with its traceback.
     """
     parser = argparse.ArgumentParser(description=(config_type.__doc__ or "").strip())
     parser.add_argument("--config", required=True, help="YAML file of this stage, see configs/")
@@ -36,10 +36,12 @@ def run_job(config_type: type[C], main: Callable[..., None], argv: list[str] | N
         raise
     except OSError as error:
         fail(f"{error}; check free space and permissions of the run directory")
+    except KeyboardInterrupt:
+        fail("interrupted; the same command goes on from here", code=130)
 
 
-def fail(message: str) -> None:
-    """Print one message on standard error and exit with code 2, without waiting for Ray's threads."""
+def fail(message: str, code: int = 2) -> None:
+    """Print one message on standard error and exit with `code`, without waiting for Ray's threads."""
     print(f"error: {message}", file=sys.stderr, flush=True)
     sys.stdout.flush()
-    os._exit(2)
+    os._exit(code)

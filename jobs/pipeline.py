@@ -1,11 +1,14 @@
 """Run a list of stages in order, each as a Ray job; what is done already is skipped.
 
-    python -m jobs.pipeline --config configs/quickstart.yaml [--keep] [run=runs/mine]
+    python -m jobs.pipeline --config configs/quickstart.yaml [--keep] [run=runs/mine] [until=pretrain]
 
-Starts a Ray cluster of its own and takes it down at the end, unless `--keep` or an `address` of a running one is given.
+Starts a Ray cluster of its own and takes it down at the end, unless `--keep` or an `address` of a running one is given. With
+`--keep` on a run that is done, what it exported is served again. Ctrl-C or SIGTERM ends the stage and the cluster in order.
 """
 
+import json
 import os
+import signal
 import time
 from contextlib import ExitStack
 from pathlib import Path
@@ -18,32 +21,38 @@ from jobs.progress import ProgressView
 from jobs.stages import pending_stages, plan_stages
 from wfray.config.pipeline import PipelineConfig
 from wfray.report import write_report
-from wfray.runs import resolve_home, write_json
+from wfray.runs import Manifest, resolve_home, write_json
 
 ROOT = Path(__file__).resolve().parent.parent
 
 
 def main(config: PipelineConfig, keep: bool) -> None:
     """Plan, run what is pending, write the report."""
+    signal.signal(signal.SIGTERM, signal.default_int_handler)
     run, started = resolve_home(config.run), time.time()
     planned = plan_stages(config, run, ROOT)
-    pending = pending_stages(planned)
+    pending = pending_stages(planned, keep)
     with ExitStack() as stack:
         view = stack.enter_context(ProgressView([stage.name for stage in planned], run))
         memory = stack.enter_context(ResidentMemory([os.getpid()]))
         dashboard = config.address or ""
         if pending and config.cluster is not None:
             cluster = start_local_cluster(config.cluster, home=run.parent, keep=keep)
-            stack.callback(say_kept if keep else LocalCluster.stop, cluster)
+            if keep:
+                stack.callback(say_kept, cluster)
+            else:
+                stack.enter_context(cluster)
             memory.add_root(cluster.process.pid)
             dashboard = cluster.dashboard
         for stage in planned:
             if stage.name in pending:
-                run_stage(stage.name, stage.command, dashboard, ROOT, view)
+                run_stage(stage.name, stage.command, dashboard, ROOT, view, log=run / "logs" / f"{stage.name}.log")
             else:
                 view.finish(stage.name, "skipped", 0.0)
         if pending:
-            record_cost(config, run, time.time() - started, memory.peak_bytes, complete=len(pending) == len(planned))
+            record_cost(config, run, time.time() - started, memory.peak_bytes, complete=len(pending) == len(config.stages))
+        if keep:
+            say_served([run / stage.name for stage in planned if stage.job == "serve"])
     print(f"report: {write_report(run)}")
 
 
@@ -57,9 +66,17 @@ def record_cost(config: PipelineConfig, run: Path, seconds: float, peak_bytes: i
 
 
 def say_kept(cluster: LocalCluster) -> None:
-    """Tell how to use and how to end a cluster that stays."""
-    print(f"the cluster stays up: dashboard {cluster.dashboard}, OpenAI API http://127.0.0.1:{cluster.http_port}, logs {cluster.session}")
-    print(f"end it with: kill {cluster.process.pid}")
+    """Tell how to look into and how to end a cluster that stays."""
+    print(f"the cluster stays up: dashboard {cluster.dashboard}, logs in {cluster.session}; end it with: kill {cluster.process.pid}")
+
+
+def say_served(stages: list[Path]) -> None:
+    """Tell how to ask the models that stages, given by their directories, serve."""
+    for manifest in filter(None, map(Manifest.read, stages)):
+        url, models = manifest.figures["url"], manifest.figures["models"]
+        body = json.dumps({"model": min(models), "messages": [{"role": "user", "content": "Hello"}]})
+        print(f"{', '.join(sorted(models))} served with the OpenAI API at {url}, for example:")
+        print(f"  curl {url}/chat/completions -H 'Content-Type: application/json' -d '{body}'")
 
 
 if __name__ == "__main__":

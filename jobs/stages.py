@@ -60,7 +60,7 @@ def plan_stages(config: PipelineConfig, run: Path, root: Path) -> list[PlannedSt
         root: the repository, under which configuration files stand.
 
     Raises:
-        ValueError: a file is missing or not valid, or two stages have one name.
+        ValueError: a file is missing or not valid, two stages have one name, or there is no stage to stop after.
     """
     planned = [plan_stage(call, run, root) for call in config.stages]
     names = [stage.name for stage in planned]
@@ -68,7 +68,11 @@ def plan_stages(config: PipelineConfig, run: Path, root: Path) -> list[PlannedSt
         raise ValueError(
             f"stages named {', '.join(repeated)} appear more than once: give each call its own stage name with set: {{stage: ...}}"
         )
-    return planned
+    if config.until is None:
+        return planned
+    if config.until not in names:
+        raise ValueError(f"until: {config.until!r} is not a stage of this pipeline; there are: {', '.join(names)}")
+    return planned[: names.index(config.until) + 1]
 
 
 def plan_stage(call: StageCall, run: Path, root: Path) -> PlannedStage:
@@ -88,9 +92,12 @@ def to_flow(value: Any) -> str:
     return yaml.safe_dump(value, default_flow_style=True, width=10**6).strip().removesuffix("\n...").strip()
 
 
-def pending_stages(planned: list[PlannedStage]) -> set[str]:
-    """Names of the stages that are not done; one whose parent is not done is not done either."""
-    pending: set[str] = set()
+def pending_stages(planned: list[PlannedStage], keep: bool = False) -> set[str]:
+    """Names of the stages to run: those not done, and those with such a parent.
+
+    A teacher runs when a pending stage asks it. With `keep`, what is served runs too, since its cluster is gone.
+    """
+    pending = {stage.name for stage in planned if keep and stage.job == "serve"}
     for stage in planned:
         if isinstance(stage.config, StageConfig) and (pending & set(stage.config.parents.values()) or not is_done(stage.config)):
             pending.add(stage.name)

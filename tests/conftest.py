@@ -1,6 +1,13 @@
-"""What all tests share: quiet libraries, one thread, no network."""
+"""What all tests share: quiet libraries, one thread, no network, and one Ray cluster for those that need one."""
 
 import os
+from collections.abc import Iterator
+from typing import TYPE_CHECKING
+
+import pytest
+
+if TYPE_CHECKING:
+    from cluster.local import LocalCluster
 
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 os.environ["RAY_AUTH_MODE"] = "disabled"
@@ -8,3 +15,27 @@ os.environ["RAY_USAGE_STATS_ENABLED"] = "0"
 os.environ["HF_HUB_OFFLINE"] = "1"
 # A raylet on two busy cores takes longer to start than Ray waits by default.
 os.environ["RAY_raylet_start_wait_time_s"] = "120"
+
+
+@pytest.fixture(scope="session")
+def shared_cluster(tmp_path_factory: pytest.TempPathFactory) -> "Iterator[LocalCluster]":
+    """A local cluster with a dashboard, started when the first test asks for it."""
+    from cluster.local import start_local_cluster
+    from wfray.config.pipeline import LocalClusterConfig
+
+    with start_local_cluster(LocalClusterConfig(num_cpus=2, object_store_gb=0.3), tmp_path_factory.mktemp("home")) as cluster:
+        yield cluster
+
+
+@pytest.fixture(scope="module")
+def connected(shared_cluster: "LocalCluster") -> "Iterator[LocalCluster]":
+    """A module's own connection to the shared cluster, as a job has one; what the module leaves on it ends with the connection."""
+    import ray
+
+    from actors.connection import connect
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("RAY_ADDRESS", shared_cluster.address)
+        connect()
+        yield shared_cluster
+        ray.shutdown()

@@ -3,15 +3,14 @@
 import gzip
 import json
 import threading
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
-import ray
 from pydantic import TypeAdapter
 
 from actors.corpus import pack_corpus
+from cluster.local import LocalCluster
 from jobs.pack import figures_of, shortages
 from wfray.config.cleaning import NearDuplicates
 from wfray.config.data import Decontamination, PackConfig, Source
@@ -27,21 +26,12 @@ TINY = Path(__file__).parents[2] / "configs" / "pack" / "tiny.yaml"
 
 
 @pytest.fixture(scope="module")
-def cluster() -> Iterator[None]:
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setenv("RAY_AUTH_MODE", "disabled")
-        ray.init(num_cpus=2, object_store_memory=200_000_000, include_dashboard=False)
-        yield
-        ray.shutdown()
-
-
-@pytest.fixture(scope="module")
 def config() -> PackConfig:
     return PackConfig.load(TINY)
 
 
 @pytest.fixture(scope="module")
-def packed(cluster: None, config: PackConfig, tmp_path_factory: pytest.TempPathFactory) -> Path:
+def packed(connected: LocalCluster, config: PackConfig, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The tiny corpus."""
     directory = tmp_path_factory.mktemp("packed") / "corpus"
     tokenizer = save_tokenizer(config.tokenizer, directory / "tokenizer")

@@ -1,14 +1,11 @@
 """The server application on a real Ray cluster, asked with the official OpenAI client."""
 
-import os
-import socket
 import time
 from importlib import resources
 from pathlib import Path
 
 import openai
 import pytest
-import ray
 from ray import serve
 
 from actors.server import deploy, is_running
@@ -31,21 +28,9 @@ def config() -> ServeConfig:
 
 
 @pytest.fixture(scope="module")
-def url(config, model_file):
-    """The application on a cluster of its own."""
-    os.environ["RAY_AUTH_MODE"] = "disabled"
-    os.environ["WFRAY_HTTP_PORT"] = str(unused_port())
-    ray.init(num_cpus=2, object_store_memory=100 * 2**20, include_dashboard=False)
+def url(connected, config, model_file):
     yield deploy(config, {"first": model_file, "second": model_file})
-    serve.shutdown()
-    ray.shutdown()
-    del os.environ["WFRAY_HTTP_PORT"]
-
-
-def unused_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return probe.getsockname()[1]
+    serve.delete("chat")
 
 
 @pytest.fixture(scope="module")

@@ -9,8 +9,7 @@ from pathlib import Path
 import pytest
 import yaml
 
-from cluster.local import LocalCluster, start_local_cluster
-from wfray.config.pipeline import LocalClusterConfig
+from cluster.local import LocalCluster
 
 pytestmark = [pytest.mark.ray, pytest.mark.slow, pytest.mark.timeout(600)]
 
@@ -24,19 +23,12 @@ def home(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture(scope="module")
-def cluster(home: Path):  # type: ignore[no-untyped-def]
-    cluster = start_local_cluster(LocalClusterConfig(num_cpus=2, object_store_gb=0.3), home)
-    yield cluster
-    cluster.stop()
-
-
-@pytest.fixture(scope="module")
-def job(cluster: LocalCluster, home: Path):  # type: ignore[no-untyped-def]
-    """Runs a job as `ray job submit` would, in this checkout, on the module's cluster."""
+def job(shared_cluster: LocalCluster, home: Path):  # type: ignore[no-untyped-def]
+    """Runs a job as `ray job submit` would, in this checkout, on the shared cluster."""
 
     def run(name: str, *arguments: str, run_directory: Path | None = None) -> subprocess.CompletedProcess[str]:
         command = [sys.executable, "-m", f"jobs.{name}", "--config", f"configs/{name}/tiny.yaml", f"run={run_directory or home / 'run'}"]
-        environment = {**os.environ, "RAY_ADDRESS": cluster.address, "WFRAY_HOME": str(home)}
+        environment = {**os.environ, "RAY_ADDRESS": shared_cluster.address, "WFRAY_HOME": str(home)}
         return subprocess.run([*command, *arguments], cwd=ROOT, env=environment, capture_output=True, text=True, timeout=300)
 
     return run

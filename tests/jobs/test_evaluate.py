@@ -5,7 +5,6 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-import ray
 import torch
 
 from jobs.evaluate import main
@@ -21,7 +20,7 @@ from wfray.runs import Manifest
 from wfray.student import convert, load_original, load_student, materialize, save_student
 from wfray.train.feed import as_tensors
 
-pytestmark = pytest.mark.ray
+pytestmark = [pytest.mark.ray, pytest.mark.usefixtures("connected")]
 
 SHAPE = {"family": "llama", "vocab_size": 49152, "tied_head": True, "head_dim": 64, "num_heads": 9, "num_kv_heads": 3}
 SMOLLM2 = PackageGGUF(
@@ -65,19 +64,6 @@ def write_source(corpus: Path, name: str, tokens: list[int]) -> SourceIndex:
     train = write_shard(corpus, f"{name}-train", pack(documents[-1:], 32, 0))
     splits = {"heldout": SplitIndex(shards=[held_out]), "train": SplitIndex(shards=[train])}
     return SourceIndex(name=name, kind="text_files", licence="MIT", weight=0.5, splits=splits)
-
-
-@pytest.fixture(scope="module", autouse=True)
-def local_ray(tmp_path_factory: pytest.TempPathFactory) -> object:
-    """A Ray of this module's own."""
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setenv("RAY_AUTH_MODE", "disabled")
-        patch.setenv("OMP_NUM_THREADS", "1")
-        patch.setenv("RAY_raylet_start_wait_time_s", "120")
-        ray.init(address="local", num_cpus=2, object_store_memory=100 << 20, include_dashboard=False)
-        patch.setenv("RAY_ADDRESS", ray.get_runtime_context().gcs_address)
-        yield
-        ray.shutdown()
 
 
 def configure(run: Path, inputs: Path, **change: object) -> EvaluateConfig:

@@ -1,20 +1,30 @@
 """The tiny pipeline, every stage for real on a local Ray cluster of its own: done, skipped, killed with -9, resumed."""
 
 import json
+import re
+import shlex
+import shutil
+import signal
 import subprocess
 import sys
+import time
+from collections.abc import Callable
+from contextlib import suppress
 from pathlib import Path
 
+import psutil
 import pytest
 import yaml
 
-from wfray.runs import read_metrics, stage_manifests
+from wfray.runs import Manifest, read_metrics, stage_manifests
 
 pytestmark = [pytest.mark.ray, pytest.mark.slow, pytest.mark.timeout(600)]
 
 ROOT = Path(__file__).parents[2]
 STAGES = ["pack", "convert", "align", "pretrain", "distill", "export", "evaluate", "serve"]
-NUM_STEPS = 100
+STUDENT = Path("distill/student/model.safetensors")
+NUM_STEPS = 64
+FIRST_KILL, SECOND_KILL = 12, 30
 PRETRAIN = {"train.tokens": 256 * NUM_STEPS, "train.checkpoint_every_tokens": 2048}
 """A checkpoint every 8 steps: long enough to be killed in the middle."""
 
@@ -31,9 +41,9 @@ def pipeline_file(directory: Path) -> Path:
     return path
 
 
-def start(path: Path) -> subprocess.Popen[str]:
+def start(path: Path, *arguments: str) -> subprocess.Popen[str]:
     """The pipeline as a user starts it."""
-    command = [sys.executable, "-m", "jobs.pipeline", "--config", str(path)]
+    command = [sys.executable, "-m", "jobs.pipeline", "--config", str(path), *arguments]
     return subprocess.Popen(command, cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
 
 
@@ -46,6 +56,32 @@ def finish(process: subprocess.Popen[str]) -> str:
 
 def losses(run: Path) -> dict[int, float]:
     return {row["step"]: row["loss"] for row in read_metrics(run / "pretrain" / "metrics.jsonl")}
+
+
+def wait_for(process: subprocess.Popen[str], what: Callable[[], bool]) -> None:
+    """Wait until something holds while the pipeline runs."""
+    while not what():
+        if process.poll() is not None:
+            pytest.fail(f"the pipeline ended too early:\n{process.communicate()[0]}")
+        time.sleep(0.02)
+
+
+def family(process: subprocess.Popen[str]) -> list[psutil.Process]:
+    """The pipeline and every process below it."""
+    return [psutil.Process(process.pid), *psutil.Process(process.pid).children(recursive=True)]
+
+
+def kill(processes: list[psutil.Process]) -> None:
+    """`kill -9` every one that still lives."""
+    for process in processes:
+        with suppress(psutil.NoSuchProcess):
+            process.kill()
+
+
+def still_alive(processes: list[psutil.Process]) -> list[psutil.Process]:
+    """Those that live on half a minute later; the dead that nobody has waited for do not count."""
+    _, alive = psutil.wait_procs([process for process in processes if process.is_running()], timeout=30)
+    return [process for process in alive if process.status() != psutil.STATUS_ZOMBIE]
 
 
 @pytest.fixture(scope="module")
@@ -76,3 +112,60 @@ def test_a_second_run_skips_everything_and_starts_no_cluster(whole: tuple[Path, 
     output = finish(start(whole[0]))
     assert output.count("skipped") == len(STAGES) + 1
     assert "started" not in output
+
+
+def test_keep_on_a_finished_run_serves_it_until_the_cluster_is_killed(whole: tuple[Path, str]) -> None:
+    output = finish(start(whole[0], "--keep"))
+    pid = int(re.search(r"end it with: kill (\d+)", output)[1])  # type: ignore[index]
+    processes = [psutil.Process(pid), *psutil.Process(pid).children(recursive=True)]
+    try:
+        assert output.count("skipped") == len(STAGES) and "serve: done" in output
+        command = re.search(r"^  curl .*", output, re.MULTILINE)[0]  # type: ignore[index]
+        answer = json.loads(subprocess.run(shlex.split(command), capture_output=True, text=True, check=True).stdout)
+        assert answer["choices"][0]["message"]["role"] == "assistant" and answer["usage"]["completion_tokens"] > 0
+        processes[0].terminate()
+        assert not still_alive(processes)
+    finally:
+        kill(processes)
+
+
+def test_killed_workers_and_drivers_resume_to_the_bit(whole: tuple[Path, str], tmp_path: Path) -> None:
+    """`kill -9` of the training worker, then of the pipeline with every process of its cluster."""
+    path, whole_run, run = pipeline_file(tmp_path), whole[0].parent / "run", tmp_path / "run"
+    for name in ("models", *(f"run/{stage}" for stage in STAGES[: STAGES.index("pretrain")])):
+        shutil.copytree(whole_run.parent / name, tmp_path / name)
+    process = start(path, "until=pretrain")
+    wait_for(process, lambda: len(losses(run)) >= FIRST_KILL)
+    workers = [member for member in family(process) if "TrainWorker" in " ".join(member.cmdline())]
+    assert workers
+    kill(workers)
+    wait_for(process, lambda: len(losses(run)) < FIRST_KILL)
+    wait_for(process, lambda: len(losses(run)) >= SECOND_KILL)
+    kill(family(process))
+    process.wait()
+    assert len(losses(run)) < NUM_STEPS
+    assert Manifest.read(run / "pretrain").status == "running"  # type: ignore[union-attr]
+    second_start = time.time()
+    finish(start(path, "until=distill"))
+    rows = read_metrics(run / "pretrain" / "metrics.jsonl")
+    assert rows[FIRST_KILL]["time"] < second_start < rows[-1]["time"], "the second attempt goes on, it does not begin again"
+    assert losses(run) == losses(whole_run)
+    assert (run / STUDENT).read_bytes() == (whole_run / STUDENT).read_bytes()
+
+
+def test_ctrl_c_and_sigterm_leave_no_process_and_a_later_run_goes_on(tmp_path: Path) -> None:
+    path = pipeline_file(tmp_path)
+    manifest = tmp_path / "run" / "pack" / "manifest.json"
+    for number, moment in (
+        (signal.SIGTERM, lambda: len(family(process)) > 3),
+        (signal.SIGINT, manifest.exists),
+    ):
+        process = start(path, "until=pack")
+        wait_for(process, moment)
+        processes = family(process)
+        process.send_signal(number)
+        output, _ = process.communicate(timeout=60)
+        assert process.returncode == 130 and output.endswith("error: interrupted; the same command goes on from here\n"), output
+        assert not still_alive(processes)
+    assert json.loads(manifest.read_text())["status"] == "running"
+    assert "pack: done" in finish(start(path, "until=pack"))

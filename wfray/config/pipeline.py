@@ -41,6 +41,8 @@ class PipelineConfig(Config):
     address: str | None = None
     """Dashboard URL of a running cluster."""
     stages: list[StageCall] = Field(min_length=1)
+    until: str | None = None
+    """Name of the stage to stop after; null: all."""
     max_memory_gb: PositiveFloat = 12.0
     """Resident memory that the run is meant to stay within; what it took is printed beside it."""
     max_minutes: PositiveFloat = 15.0
