@@ -16,7 +16,9 @@ from wfray.config.evaluate import EvaluateConfig, Subject
 from wfray.data.shards import PackedCorpus
 from wfray.data.stream import heldout
 from wfray.data.tokenizer import load_directory_tokenizer, tokenizer_sha256
-from wfray.evals import Continuation, Score, continue_greedily, heldout_prompts, score_batch, total
+from wfray.evals import Continuation, Score, total
+from wfray.evals.continuations import continue_greedily, heldout_prompts
+from wfray.evals.perplexity import score_batch
 from wfray.student import load_original, load_student
 from wfray.train.feed import as_tensors
 from wfray.train.loop import DTYPES

@@ -88,6 +88,9 @@ def start_local_cluster(config: LocalClusterConfig, home: Path, keep: bool = Fal
         "PATH": f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}",
         # Student and teacher share the cores: a thread that waits at a barrier must sleep, not spin on the other's core.
         "OMP_WAIT_POLICY": "PASSIVE",
+        # Nobody takes this machine away, and a worker's end is seen as soon as it happens.
+        "RAY_TRAIN_ENABLE_PREEMPTION_WATCHER": "0",
+        "RAY_TRAIN_HEALTH_CHECK_INTERVAL_S": "0.25",
         "TRANSFORMERS_VERBOSITY": "error",
         "HF_HUB_DISABLE_PROGRESS_BARS": "1",
     }

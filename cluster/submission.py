@@ -9,7 +9,7 @@ from typing import Literal, Protocol
 
 from ray.job_submission import JobStatus, JobSubmissionClient
 
-POLL_SECONDS = 0.3
+POLL_SECONDS = 0.5
 EXCLUDES = ["/.git/", "/.venv/", "/runs/", "/tests/", "/benchmarks/", ".*_cache/"]
 """Not needed by jobs: what Ray sends to the cluster is the code alone."""
 

@@ -15,7 +15,8 @@ from wfray.data.packing import pack
 from wfray.data.shards import CorpusIndex, PackedCorpus, SourceIndex, SplitIndex, write_index, write_shard
 from wfray.data.stream import heldout
 from wfray.data.tokenizer import document_end_id, load_tokenizer, tokenizer_sha256
-from wfray.evals import Scores, score_batch
+from wfray.evals import Scores
+from wfray.evals.perplexity import score_batch
 from wfray.runs import Manifest
 from wfray.student import convert, load_original, load_student, materialize, save_student
 from wfray.train.feed import as_tensors

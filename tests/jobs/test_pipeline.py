@@ -153,19 +153,23 @@ def test_killed_workers_and_drivers_resume_to_the_bit(whole: tuple[Path, str], t
     assert (run / STUDENT).read_bytes() == (whole_run / STUDENT).read_bytes()
 
 
+def interrupt(process: subprocess.Popen[str], number: signal.Signals) -> None:
+    """A signal ends the pipeline in order: its message, and no process left."""
+    processes = family(process)
+    process.send_signal(number)
+    output, _ = process.communicate(timeout=60)
+    assert process.returncode == 130 and output.endswith("error: interrupted; the same command goes on from here\n"), output
+    assert not still_alive(processes)
+
+
 def test_ctrl_c_and_sigterm_leave_no_process_and_a_later_run_goes_on(tmp_path: Path) -> None:
     path = pipeline_file(tmp_path)
     manifest = tmp_path / "run" / "pack" / "manifest.json"
-    for number, moment in (
-        (signal.SIGTERM, lambda: len(family(process)) > 3),
-        (signal.SIGINT, manifest.exists),
-    ):
-        process = start(path, "until=pack")
-        wait_for(process, moment)
-        processes = family(process)
-        process.send_signal(number)
-        output, _ = process.communicate(timeout=60)
-        assert process.returncode == 130 and output.endswith("error: interrupted; the same command goes on from here\n"), output
-        assert not still_alive(processes)
+    starting = start(path, "until=pack")
+    wait_for(starting, lambda: len(family(starting)) > 3)
+    interrupt(starting, signal.SIGTERM)
+    packing = start(path, "until=pack")
+    wait_for(packing, manifest.exists)
+    interrupt(packing, signal.SIGINT)
     assert json.loads(manifest.read_text())["status"] == "running"
     assert "pack: done" in finish(start(path, "until=pack"))

@@ -1,16 +1,8 @@
-"""How good a model is: held-out perplexity, and texts that it writes on."""
+"""How good a model is: held-out perplexity (`perplexity`), texts that it writes on (`continuations`), and their records.
 
-from wfray.evals.continuations import Continuation, continue_greedily, heldout_prompts
-from wfray.evals.perplexity import Score, score_batch, total
-from wfray.evals.scores import Scores, SubjectScores
+The records are what this package exports; they load without torch, for whoever only reads them.
+"""
 
-__all__ = [
-    "Continuation",
-    "Score",
-    "Scores",
-    "SubjectScores",
-    "continue_greedily",
-    "heldout_prompts",
-    "score_batch",
-    "total",
-]
+from wfray.evals.scores import Continuation, Score, Scores, SubjectScores, total
+
+__all__ = ["Continuation", "Score", "Scores", "SubjectScores", "total"]

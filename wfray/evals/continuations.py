@@ -3,21 +3,9 @@
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from pydantic import BaseModel
 from transformers import PreTrainedModel
 
 from wfray.data.batch import PackedBatch
-
-
-class Continuation(BaseModel):
-    """One held-out prompt, how it really goes on, and how models go on."""
-
-    source: str
-    prompt: str
-    truth: str
-    """What stands in the held-out document."""
-    answers: dict[str, str] = {}
-    """By name of the subject."""
 
 
 def heldout_prompts(batch: PackedBatch, num: int, prompt_tokens: int, new_tokens: int) -> list[tuple[NDArray[np.int32], NDArray[np.int32]]]:

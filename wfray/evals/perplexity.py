@@ -6,39 +6,14 @@ beyond the rounding of the products.
 """
 
 import math
-from collections.abc import Iterable
 
 import torch
-from pydantic import BaseModel
 from torch import Tensor
 from transformers import PreTrainedModel
 
+from wfray.evals.scores import Score
 from wfray.objectives.linear_losses import linear_losses
 from wfray.student import hidden_states, lm_head_weight
-
-
-class Score(BaseModel):
-    """How well a model predicts some tokens."""
-
-    num_tokens: int
-    """Predicted tokens: the first of a document has no prediction."""
-    sum_nats: float
-
-    @property
-    def loss(self) -> float:
-        """Mean cross-entropy, nats a token."""
-        return self.sum_nats / self.num_tokens
-
-    @property
-    def perplexity(self) -> float:
-        """Of one token, given what stands before it in its document."""
-        return math.exp(self.loss)
-
-
-def total(scores: Iterable[Score]) -> Score:
-    """The score over all tokens of several."""
-    listed = list(scores)
-    return Score(num_tokens=sum(score.num_tokens for score in listed), sum_nats=math.fsum(score.sum_nats for score in listed))
 
 
 @torch.no_grad()

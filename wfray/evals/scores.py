@@ -1,15 +1,50 @@
 """`scores.json`, the output of an evaluation: for every subject a score per source, and the texts that subjects wrote."""
 
+import math
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any, Self
 
 from pydantic import BaseModel
 
-from wfray.evals.continuations import Continuation
-from wfray.evals.perplexity import Score, total
 from wfray.runs import write_json
 
 FILE = "scores.json"
+
+
+class Score(BaseModel):
+    """How well a model predicts some tokens."""
+
+    num_tokens: int
+    """Predicted tokens: the first of a document has no prediction."""
+    sum_nats: float
+
+    @property
+    def loss(self) -> float:
+        """Mean cross-entropy, nats a token."""
+        return self.sum_nats / self.num_tokens
+
+    @property
+    def perplexity(self) -> float:
+        """Of one token, given what stands before it in its document."""
+        return math.exp(self.loss)
+
+
+def total(scores: Iterable[Score]) -> Score:
+    """The score over all tokens of several."""
+    listed = list(scores)
+    return Score(num_tokens=sum(score.num_tokens for score in listed), sum_nats=math.fsum(score.sum_nats for score in listed))
+
+
+class Continuation(BaseModel):
+    """One held-out prompt, how it really goes on, and how models go on."""
+
+    source: str
+    prompt: str
+    truth: str
+    """What stands in the held-out document."""
+    answers: dict[str, str] = {}
+    """By name of the subject."""
 
 
 class SubjectScores(BaseModel):

@@ -5,7 +5,7 @@ import torch
 from transformers import PreTrainedModel
 
 from wfray.data.batch import PackedBatch
-from wfray.evals import continue_greedily, heldout_prompts
+from wfray.evals.continuations import continue_greedily, heldout_prompts
 from wfray.student import hidden_states, lm_head_weight
 
 

@@ -11,7 +11,8 @@ from torch.nn import functional as F
 from transformers import AutoModelForCausalLM, PreTrainedModel
 
 from wfray.data.batch import PackedBatch
-from wfray.evals import Score, score_batch, total
+from wfray.evals import Score, total
+from wfray.evals.perplexity import score_batch
 from wfray.student import hidden_states, lm_head_weight, load_original
 from wfray.train.feed import as_tensors
 
