@@ -4,7 +4,7 @@ import argparse
 import os
 import sys
 from collections.abc import Callable
-from typing import TypeVar
+from typing import NoReturn, TypeVar
 
 from wfray.config.base import Config
 
@@ -30,6 +30,7 @@ def run_job(config_type: type[C], main: Callable[..., None], argv: list[str] | N
             print(config.to_yaml(), end="")
             return
         main(config, **{name: getattr(arguments, name) for name in flags or {}})
+        leave(0)
     except ValueError as error:
         fail(str(error))
     except (ConnectionError, TimeoutError):
@@ -40,8 +41,13 @@ def run_job(config_type: type[C], main: Callable[..., None], argv: list[str] | N
         fail("interrupted; the same command goes on from here", code=130)
 
 
-def fail(message: str, code: int = 2) -> None:
-    """Print one message on standard error and exit with `code`, without waiting for Ray's threads."""
+def fail(message: str, code: int = 2) -> NoReturn:
+    """Print one message on standard error and exit with `code`."""
     print(f"error: {message}", file=sys.stderr, flush=True)
+    leave(code)
+
+
+def leave(code: int) -> NoReturn:
+    """Exit at once: taking down an interpreter that holds torch and Ray takes seconds, and nothing is left to be done."""
     sys.stdout.flush()
     os._exit(code)
