@@ -1,17 +1,14 @@
 """The evaluator's role: one actor measures one subject after the other, source by source.
 
 It holds one model at a time, and stays for the whole evaluation: starting a worker and importing torch takes longer than
-scoring a small model. A user's mistake comes back as the `ValueError` that it was.
+scoring a small model.
 """
 
 from pathlib import Path
-from typing import Any
 
-import ray
 import torch
 from transformers import PreTrainedModel
 
-from actors.connection import wait
 from wfray.config.evaluate import EvaluateConfig, Subject
 from wfray.data.shards import PackedCorpus
 from wfray.data.stream import heldout
@@ -29,21 +26,21 @@ class Evaluator:
 
     model: PreTrainedModel
 
-    def __init__(self, config: EvaluateConfig, corpus: str) -> None:
+    def __init__(self, config: EvaluateConfig, corpus: Path) -> None:
         if config.threads is not None:
             torch.set_num_threads(config.threads)
-        self.config, self.dtype, self.directory = config, DTYPES[config.precision], Path(corpus)
+        self.config, self.dtype, self.directory = config, DTYPES[config.precision], corpus
 
-    def open(self, subject: Subject, model: str) -> list[str]:
+    def open(self, subject: Subject, model: Path) -> list[str]:
         """Load the model in the directory `model` in place of the last one; returns the names of the sources."""
         self.subject = subject
         if hasattr(self, "model"):
             del self.model
         self.corpus = PackedCorpus(self.directory)
-        self.tokenizer = load_directory_tokenizer(Path(model))
+        self.tokenizer = load_directory_tokenizer(model)
         self.corpus.require_tokenizer(tokenizer_sha256(self.tokenizer))
         load = load_original if subject.kind == "original" else load_student
-        self.model = load(Path(model), torch.float32)
+        self.model = load(model, torch.float32)
         self.model.to(torch.device("cuda" if torch.cuda.is_available() else "cpu"))  # type: ignore[arg-type]
         return self.corpus.source_names
 
@@ -76,24 +73,3 @@ class Evaluator:
     def to_device(self, batch: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
         """The batch where the model is."""
         return {name: tensor.to(self.model.device) for name, tensor in batch.items()}
-
-
-class RemoteEvaluator:
-    """The job's side of an evaluator; every call raises `ValueError` for what the user can mend."""
-
-    def __init__(self, config: EvaluateConfig, corpus: Path) -> None:
-        """Start the actor on the corpus directory `corpus`."""
-        resources = {"num_cpus": config.num_cpus, "num_gpus": int(torch.cuda.is_available())}
-        self.actor: Any = ray.remote(Evaluator).options(**resources).remote(config, str(corpus))
-
-    def open(self, subject: Subject, model: Path) -> list[str]:
-        """See `Evaluator.open`."""
-        return wait(self.actor.open.remote(subject, str(model)))
-
-    def score(self, source: str) -> Score:
-        """See `Evaluator.score`."""
-        return wait(self.actor.score.remote(source))
-
-    def write_on(self, source: str) -> list[Continuation]:
-        """See `Evaluator.write_on`."""
-        return wait(self.actor.write_on.remote(source))

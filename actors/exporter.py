@@ -4,10 +4,8 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-import ray
 from transformers import AutoTokenizer
 
-from actors.connection import wait
 from wfray.config.export import ExportConfig
 from wfray.export.gguf_bitnet import write_bitnet
 from wfray.export.heldout import heldout_sequences
@@ -17,54 +15,31 @@ from wfray.export.speed import measure_speed
 from wfray.export.tokenizer import check_tokenizer
 
 
-class ExportWorker:
+class Exporter:
     """Does the work in a process of its own, so that its memory is given back. Paths are on storage that all nodes share."""
 
     def __init__(self, config: ExportConfig) -> None:
         self.config = config
 
-    def write_student(self, student: str, target: str) -> dict[str, Any]:
+    def write_student(self, student: Path, target: Path) -> dict[str, Any]:
         """Write the student's file; see `write_bitnet`."""
-        written = write_bitnet(Path(student), Path(target), self.config.linear_type, self.config.embedding_type)
+        written = write_bitnet(student, target, self.config.linear_type, self.config.embedding_type)
         return {**asdict(written), "bytes_per_linear_weight": written.bytes_per_linear_weight}
 
-    def write_original(self, original: str, target: str) -> dict[str, Any]:
-        """Write the original's file; see `write_original`."""
-        return {"num_bytes": write_original(Path(original), Path(target))}
-
-    def prove(self, student: str, file: str, corpus: str) -> dict[str, Any]:
-        """Compare tokenizer and predictions on held-out text; a miss is a `ValueError`."""
-        bounds = self.config.parity
-        sequences = heldout_sequences(Path(corpus), bounds.sequences, bounds.max_tokens)
-        tokenizer = AutoTokenizer.from_pretrained(student)
-        num_tokens = check_tokenizer(Path(file), Path(student), [str(tokenizer.decode(sequence)) for sequence in sequences])
-        parity = measure_parity(Path(student), Path(file), sequences, self.config.threads)
-        parity.check(bounds, Path(file).name)
-        return {**asdict(parity), "num_tokens_tokenized": num_tokens}
-
-    def measure_speed(self, file: str) -> dict[str, Any]:
-        """Tokens per second; see `measure_speed`."""
-        return asdict(measure_speed(Path(file), self.config.speed, self.config.threads))
-
-
-class Exporter:
-    """The worker from the job's side: calls that wait, and errors of the user as the `ValueError` that they were."""
-
-    def __init__(self, config: ExportConfig) -> None:
-        self.worker: Any = ray.remote(num_cpus=config.num_cpus)(ExportWorker).remote(config)
-
-    def write_student(self, student: Path, target: Path) -> dict[str, Any]:
-        """See `ExportWorker.write_student`."""
-        return wait(self.worker.write_student.remote(str(student), str(target)))
-
     def write_original(self, original: Path, target: Path) -> dict[str, Any]:
-        """See `ExportWorker.write_original`."""
-        return wait(self.worker.write_original.remote(str(original), str(target)))
+        """Write the original's file; see `write_original`."""
+        return {"num_bytes": write_original(original, target)}
 
     def prove(self, student: Path, file: Path, corpus: Path) -> dict[str, Any]:
-        """See `ExportWorker.prove`."""
-        return wait(self.worker.prove.remote(str(student), str(file), str(corpus)))
+        """Compare tokenizer and predictions on held-out text; a miss is a `ValueError`."""
+        bounds = self.config.parity
+        sequences = heldout_sequences(corpus, bounds.sequences, bounds.max_tokens)
+        tokenizer = AutoTokenizer.from_pretrained(student)
+        num_tokens = check_tokenizer(file, student, [str(tokenizer.decode(sequence)) for sequence in sequences])
+        parity = measure_parity(student, file, sequences, self.config.threads)
+        parity.check(bounds, file.name)
+        return {**asdict(parity), "num_tokens_tokenized": num_tokens}
 
     def measure_speed(self, file: Path) -> dict[str, Any]:
-        """See `ExportWorker.measure_speed`."""
-        return wait(self.worker.measure_speed.remote(str(file)))
+        """Tokens per second; see `measure_speed`."""
+        return asdict(measure_speed(file, self.config.speed, self.config.threads))

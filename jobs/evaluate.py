@@ -3,12 +3,18 @@
 ray job submit --working-dir . -- python -m jobs.evaluate --config configs/evaluate/quickstart.yaml run=$PWD/runs/mine
 """
 
-from actors.connection import connect
-from actors.evaluator import RemoteEvaluator
+from pathlib import Path
+from typing import TYPE_CHECKING, cast
+
+from actors.connection import connect, num_gpus
+from actors.remote import Remote
 from jobs.cli import run_job
 from wfray.config.evaluate import EvaluateConfig, Subject
 from wfray.evals import Continuation, Score, Scores, SubjectScores
 from wfray.runs import MetricsLog, Stage
+
+if TYPE_CHECKING:
+    from actors.evaluator import Evaluator
 
 
 def main(config: EvaluateConfig) -> None:
@@ -19,7 +25,7 @@ def main(config: EvaluateConfig) -> None:
         return
     connect()
     with stage, stage.metrics() as metrics:
-        evaluator = RemoteEvaluator(config, stage.inputs["corpus"] / "corpus")
+        evaluator = start_evaluator(config, stage.inputs["corpus"] / "corpus")
         scores = Scores(precision=config.precision, subjects=[])
         for subject in config.subjects:
             sources = evaluator.open(subject, stage.inputs[subject.name] / subject.kind)
@@ -34,8 +40,14 @@ def main(config: EvaluateConfig) -> None:
     print(scores.table())
 
 
+def start_evaluator(config: EvaluateConfig, corpus: Path) -> "Evaluator":
+    """The evaluator, in an actor with a GPU where the cluster has one."""
+    resources = {"num_cpus": config.num_cpus, "num_gpus": min(1, num_gpus())}
+    return cast("Evaluator", Remote("actors.evaluator:Evaluator", config, corpus, **resources))
+
+
 def measure(
-    evaluator: RemoteEvaluator, subject: Subject, sources: list[str], metrics: MetricsLog, begun: float, share: float
+    evaluator: "Evaluator", subject: Subject, sources: list[str], metrics: MetricsLog, begun: float, share: float
 ) -> dict[str, Score]:
     """The open subject's score on each source; its part of the progress begins at `begun` and is `share` of the whole."""
     scores: dict[str, Score] = {}

@@ -3,14 +3,17 @@
 ray job submit --working-dir . -- python -m jobs.export --config configs/export/smollm2_135m.yaml run=$PWD/runs/mine
 """
 
-from typing import Any
+from typing import TYPE_CHECKING, Any, cast
 
 from actors.connection import connect
-from actors.exporter import Exporter
+from actors.remote import Remote
 from jobs.cli import run_job
 from wfray.config.export import ExportConfig
 from wfray.runs import Stage, write_aside
 from wfray.runs.metrics import MetricsLog
+
+if TYPE_CHECKING:
+    from actors.exporter import Exporter
 
 
 def main(config: ExportConfig) -> None:
@@ -21,7 +24,7 @@ def main(config: ExportConfig) -> None:
         return
     connect()
     with stage, stage.metrics() as metrics:
-        exporter = Exporter(config)
+        exporter = cast("Exporter", Remote("actors.exporter:Exporter", config, num_cpus=config.num_cpus))
         stage.figures["model"] = export_student(config, stage, exporter, metrics)
         if config.original is not None:
             metrics.write(progress=0.7, message="writing the original as F16")
@@ -30,7 +33,7 @@ def main(config: ExportConfig) -> None:
     print(summary(config, stage.figures))
 
 
-def export_student(config: ExportConfig, stage: Stage, exporter: Exporter, metrics: MetricsLog) -> dict[str, Any]:
+def export_student(config: ExportConfig, stage: Stage, exporter: "Exporter", metrics: MetricsLog) -> dict[str, Any]:
     """`model.gguf` and its figures."""
     student, target = stage.inputs["student"] / "student", stage.directory / "model.gguf"
     with write_aside(target) as aside:
@@ -44,7 +47,7 @@ def export_student(config: ExportConfig, stage: Stage, exporter: Exporter, metri
     return {"linear_type": config.linear_type, "embedding_type": config.embedding_type, **figures}
 
 
-def export_original(stage: Stage, exporter: Exporter) -> dict[str, Any]:
+def export_original(stage: Stage, exporter: "Exporter") -> dict[str, Any]:
     """`original.gguf` and its figures."""
     target = stage.directory / "original.gguf"
     with write_aside(target) as aside:
