@@ -49,7 +49,10 @@ def start(path: Path, *arguments: str) -> subprocess.Popen[str]:
 
 def finish(process: subprocess.Popen[str]) -> str:
     """Wait for its end; its output."""
-    output, _ = process.communicate(timeout=500)
+    try:
+        output, _ = process.communicate(timeout=500)
+    finally:
+        process.terminate()
     assert process.returncode == 0, output
     return output
 
