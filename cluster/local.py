@@ -79,6 +79,7 @@ def start_local_cluster(config: LocalClusterConfig, home: Path, keep: bool = Fal
     # Ray's sockets have paths of at most 107 bytes, so the session directory must be short.
     session = Path(tempfile.mkdtemp(prefix="wf-", dir="/tmp"))
     gcs, dashboard, http = config.port or free_port(), config.dashboard_port or free_port(), config.http_port or free_port()
+    agent = free_port()
     environment = {
         **os.environ,
         "RAY_AUTH_MODE": config.auth_mode,
@@ -99,7 +100,7 @@ def start_local_cluster(config: LocalClusterConfig, home: Path, keep: bool = Fal
     command += ["--node-ip-address=127.0.0.1", f"--port={gcs}", "--include-dashboard=true", "--dashboard-host=127.0.0.1"]
     command += [
         f"--dashboard-port={dashboard}",
-        f"--dashboard-agent-listen-port={free_port()}",
+        f"--dashboard-agent-listen-port={agent}",
         f"--dashboard-agent-grpc-port={free_port()}",
     ]
     command += [f"--num-cpus={config.num_cpus}", f"--object-store-memory={int(config.object_store_gb * 2**30)}", f"--temp-dir={session}"]
@@ -117,7 +118,7 @@ def start_local_cluster(config: LocalClusterConfig, home: Path, keep: bool = Fal
     cluster = LocalCluster(process, f"127.0.0.1:{gcs}", f"http://127.0.0.1:{dashboard}", http, session)
     os.environ.update({"RAY_AUTH_MODE": config.auth_mode, "WFRAY_HTTP_PORT": str(http)})
     try:
-        wait_until_ready(cluster, log)
+        wait_until_ready(cluster, agent, log)
     except BaseException:
         cluster.stop()
         raise
@@ -129,12 +130,13 @@ def die_with_parent() -> None:
     ctypes.CDLL(None).prctl(LINUX_PR_SET_PDEATHSIG, signal.SIGTERM)
 
 
-def wait_until_ready(cluster: LocalCluster, log: Path) -> None:
-    """Wait until the dashboard accepts jobs."""
+def wait_until_ready(cluster: LocalCluster, agent_port: int, log: Path) -> None:
+    """Wait until the dashboard answers and the node's agent, which starts jobs for it, listens."""
     deadline = time.monotonic() + START_TIMEOUT_SECONDS
     while True:
         try:
             JobSubmissionClient(cluster.dashboard).list_jobs()
+            socket.create_connection(("127.0.0.1", agent_port)).close()
             return
         except (ConnectionError, ConnectionFailed, RuntimeError):
             if cluster.process.poll() is not None or time.monotonic() > deadline:

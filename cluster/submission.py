@@ -7,11 +7,18 @@ import uuid
 from pathlib import Path
 from typing import Literal, Protocol
 
+from ray.dashboard.modules import dashboard_sdk
+from ray.dashboard.modules.job import sdk
 from ray.job_submission import JobStatus, JobSubmissionClient
 
 POLL_SECONDS = 0.5
 EXCLUDES = ["/.git/", "/.venv/", "/runs/", "/tests/", "/benchmarks/", ".*_cache/"]
 """Not needed by jobs: what Ray sends to the cluster is the code alone."""
+
+
+for module in (dashboard_sdk, sdk):
+    # They tell of every upload, across the view.
+    module.logger.setLevel(logging.WARNING)
 
 
 class View(Protocol):
@@ -39,8 +46,6 @@ def run_stage(name: str, command: list[str], dashboard: str, root: Path, view: V
         ValueError: the job failed; the message holds the end of its log.
     """
     client = JobSubmissionClient(dashboard)
-    for package in ("ray.dashboard", "ray._private"):
-        logging.getLogger(package).setLevel(logging.ERROR)
     view.start(name)
     started = time.monotonic()
     job = client.submit_job(

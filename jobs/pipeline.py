@@ -37,6 +37,7 @@ def main(config: PipelineConfig, keep: bool) -> None:
         memory = stack.enter_context(ResidentMemory([os.getpid()]))
         dashboard = config.address or ""
         if pending and config.cluster is not None:
+            print(f"starting a Ray cluster of {config.cluster.num_cpus} CPUs on this machine", flush=True)
             cluster = start_local_cluster(config.cluster, home=run.parent, keep=keep)
             if keep:
                 stack.callback(say_kept, cluster)

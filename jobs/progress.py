@@ -76,7 +76,8 @@ class StageProgress:
     def figures(self) -> list[str]:
         """The newest figures, with units: tokens, loss, tokens/s, or the stage's own message."""
         if "loss" not in self.latest:
-            return [self.latest["message"]] if self.latest.get("message") else []
+            message = " ".join(self.latest.get("message", "").split())
+            return [message] if message else []
         figures = [f"{self.latest['tokens']:,} tokens", f"loss {self.latest['loss']:.3f}"]
         if rate := self.latest.get("tokens_per_second"):
             figures.append(f"{rate:,.0f} tokens/s")
@@ -101,7 +102,7 @@ class ProgressView:
         self.stages = {name: StageProgress(name, MetricsTail(run / name / "metrics.jsonl")) for name in stages}
         self.started = time.time()
         self._said: dict[str, tuple[float, str]] = {}
-        live = Live(console=self.console, get_renderable=self.render, refresh_per_second=4)
+        live = Live(console=self.console, get_renderable=self.render, refresh_per_second=2)
         self._live = live if self.console.is_terminal else None
 
     def __enter__(self) -> Self:
@@ -140,11 +141,11 @@ class ProgressView:
         table = Table(box=None, pad_edge=False, expand=True, header_style="dim", caption_justify="left")
         table.add_column("")
         table.add_column("stage", no_wrap=True)
-        table.add_column("progress", width=24)
+        table.add_column("progress", width=24 if self.console.width > 100 else 10)
         table.add_column("", justify="right", width=4)
         table.add_column("figures", ratio=1, overflow="ellipsis", no_wrap=True)
-        table.add_column("time", justify="right", width=8)
-        table.add_column("left", justify="right", width=8)
+        table.add_column("time", justify="right", width=7)
+        table.add_column("left", justify="right", width=7)
         for progress in self.stages.values():
             table.add_row(*cells(progress))
         num_ended = sum(progress.state in ("done", "skipped") for progress in self.stages.values())

@@ -48,7 +48,7 @@ def test_messages_of_other_stages_and_notes(tmp_path: Path, monkeypatch: pytest.
     view, stream = plain_view(tmp_path, ["pack", "export", "serve"])
     with view, MetricsLog(tmp_path / "pack" / "metrics.jsonl") as metrics:
         view.start("pack")
-        metrics.write(progress=0.5, message="[2 of 3] packed speeches")
+        metrics.write(progress=0.5, message="[2 of 3] packed\n\nspeeches\n")
         view.poll()
         view.finish("pack", "failed", 3.0, "no space left")
         view.finish("export", "skipped", 0.0, "already done")
@@ -110,6 +110,16 @@ def test_the_terminal_table_shows_every_state(tmp_path: Path) -> None:
     for text in [*states, "already done", "unknown family 'gpt2'", "50%", "10,240 tokens, loss 5.500"]:
         assert text in final, text
     assert "1 of 4 stages" in final
+
+
+def test_the_figures_of_training_fit_into_eighty_columns(tmp_path: Path) -> None:
+    stream = io.StringIO()
+    console = Console(file=stream, width=80, force_terminal=True, color_system=None)
+    with ProgressView(["pretrain"], tmp_path, console) as view, MetricsLog(tmp_path / "pretrain" / "metrics.jsonl") as metrics:
+        view.start("pretrain")
+        metrics.write(**training_row(5))
+        view.poll()
+    assert "10,240 tokens, loss 5.500" in stream.getvalue()
 
 
 def test_a_poll_without_news_is_cheap(tmp_path: Path) -> None:
