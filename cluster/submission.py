@@ -16,9 +16,9 @@ EXCLUDES = ["/.git/", "/.venv/", "/runs/", "/tests/", "/benchmarks/", ".*_cache/
 """Not needed by jobs: what Ray sends to the cluster is the code alone."""
 
 
-for module in (dashboard_sdk, sdk):
-    # They tell of every upload, across the view.
-    module.logger.setLevel(logging.WARNING)
+# They tell of every upload, across the view.
+for logger in (dashboard_sdk.logger, sdk.logger, logging.getLogger("ray._private")):
+    logger.setLevel(logging.ERROR)
 
 
 class View(Protocol):

@@ -45,10 +45,12 @@ class StageProgress:
     first: dict[str, Any] | None = None
 
     def poll(self) -> None:
-        """Take in the rows written since the last call."""
+        """Take in the rows written since the last call; those of an earlier attempt are none of this one's."""
         for row in self.tail.read():
+            if row["time"] < self.started:
+                continue
             self.latest.update(row)
-            if self.first is None and row["time"] >= self.started and "progress" in row:
+            if self.first is None and "progress" in row:
                 self.first = row
 
     @property
@@ -117,7 +119,7 @@ class ProgressView:
     def start(self, stage: str) -> None:
         """Mark `stage` as running from now."""
         progress = self.stages[stage]
-        progress.state, progress.started, progress.first = "running", time.time(), None
+        progress.state, progress.started, progress.first = "running", round(time.time(), 3), None
         self._say(stage, f"{stage}: started")
 
     def poll(self) -> None:

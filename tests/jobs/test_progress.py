@@ -87,7 +87,7 @@ def test_eta_is_the_rest_at_the_pace_of_this_attempt(tmp_path: Path) -> None:
         view.start("pretrain")
         stage.started = now - 60
         view.poll()
-        assert stage.eta is None, "an earlier attempt tells no pace"
+        assert stage.fraction is None and stage.eta is None, "an earlier attempt tells nothing of this one"
         metrics.write(**{**training_row(2), "time": now - 20})
         metrics.write(**{**training_row(4), "time": now})
         view.poll()
