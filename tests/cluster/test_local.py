@@ -53,5 +53,5 @@ def test_a_job_submitted_by_hand_and_a_cluster_that_ends_with_its_starter(by_han
     assert Manifest.read(tmp_path / "run" / "pack").status == "complete"  # type: ignore[union-attr]
     family = psutil.Process(process.pid).children(recursive=True)
     process.send_signal(signal.SIGKILL)
-    _, alive = psutil.wait_procs(family, timeout=30)
+    _, alive = psutil.wait_procs(family, timeout=120)
     assert not [process for process in alive if process.status() != psutil.STATUS_ZOMBIE]

@@ -82,8 +82,8 @@ def kill(processes: list[psutil.Process]) -> None:
 
 
 def still_alive(processes: list[psutil.Process]) -> list[psutil.Process]:
-    """Those that live on half a minute later; the dead that nobody has waited for do not count."""
-    _, alive = psutil.wait_procs([process for process in processes if process.is_running()], timeout=30)
+    """Those that live on two minutes later; the dead that nobody has waited for do not count."""
+    _, alive = psutil.wait_procs([process for process in processes if process.is_running()], timeout=120)
     return [process for process in alive if process.status() != psutil.STATUS_ZOMBIE]
 
 
