@@ -116,7 +116,7 @@ def start_local_cluster(config: LocalClusterConfig, home: Path, keep: bool = Fal
             preexec_fn=None if keep else die_with_parent,
         )
     cluster = LocalCluster(process, f"127.0.0.1:{gcs}", f"http://127.0.0.1:{dashboard}", http, session)
-    os.environ.update({"RAY_AUTH_MODE": config.auth_mode, "WFRAY_HTTP_PORT": str(http)})
+    os.environ["RAY_AUTH_MODE"] = config.auth_mode
     try:
         wait_until_ready(cluster, agent, log)
     except BaseException:

@@ -36,6 +36,7 @@ def connected(shared_cluster: "LocalCluster") -> "Iterator[LocalCluster]":
 
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("RAY_ADDRESS", shared_cluster.address)
+        patch.setenv("WFRAY_HTTP_PORT", str(shared_cluster.http_port))
         connect()
         yield shared_cluster
         ray.shutdown()
