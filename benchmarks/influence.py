@@ -26,7 +26,7 @@ from wfray.config.model import Architecture, RandomModel
 from wfray.config.train import TrainConfig
 from wfray.data.shards import PackedCorpus
 from wfray.data.stream import heldout
-from wfray.evals import score_batch
+from wfray.evals.perplexity import score_batch
 from wfray.runs import read_metrics
 from wfray.student import load_student
 from wfray.train.feed import as_tensors

@@ -10,7 +10,8 @@ from tests.wfray.train.conftest import STEP, Attempt, config
 from wfray.config.optimizer import StopOnTrainingLoss
 from wfray.data.shards import PackedCorpus
 from wfray.data.stream import heldout
-from wfray.evals import score_batch, total
+from wfray.evals import total
+from wfray.evals.perplexity import score_batch
 from wfray.train.feed import as_tensors
 from wfray.train.stopping import EarlyStop, StoppingState
 
