@@ -122,7 +122,7 @@ def run_group(job: Job, attempt: int, world_size: int, steps_left: float | None,
     if steps_left is not None:
         while steps_done.value < done + int(steps_left) and any(worker.is_alive() for worker in workers):
             time.sleep(0.001)
-        time.sleep(chance.uniform(0, 0.03))
+        time.sleep(chance.uniform(0, 0.003))
         for worker in chance.sample(workers, world_size):
             worker.kill()
     for worker in workers:

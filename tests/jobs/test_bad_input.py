@@ -70,7 +70,7 @@ def test_an_empty_corpus_names_the_source(job, tmp_path: Path) -> None:  # type:
 def test_a_model_of_an_unknown_family(job, packed: Path, tmp_path: Path) -> None:  # type: ignore[no-untyped-def]
     (tmp_path / "config.json").write_text(json.dumps({"model_type": "gpt2"}))
     model = json.dumps({"kind": "directory", "path": str(tmp_path)})
-    refused(job("convert", f"model={model}", "stage=unknown"), "'gpt2' cannot become students; known families: llama")
+    refused(job("convert", f"model={model}", "stage=unknown"), "'gpt2' cannot become students; known families: gemma3_text, llama")
     assert not (packed / "unknown" / "student").exists()
 
 
