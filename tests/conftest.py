@@ -17,10 +17,12 @@ os.environ["HF_HUB_OFFLINE"] = "1"
 os.environ["RAY_raylet_start_wait_time_s"] = "120"
 
 
-def pytest_itemcollected(item: pytest.Item) -> None:
+@pytest.hookimpl(tryfirst=True)
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     """Tests that start Ray mostly wait: they run one after the other in one process, while another one runs the rest."""
-    if item.get_closest_marker("ray"):
-        item.add_marker(pytest.mark.xdist_group("ray"))
+    for item in items:
+        if "ray" in item.keywords:
+            item.add_marker(pytest.mark.xdist_group("ray"))
 
 
 @pytest.fixture(scope="session")
