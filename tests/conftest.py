@@ -17,14 +17,6 @@ os.environ["HF_HUB_OFFLINE"] = "1"
 os.environ["RAY_raylet_start_wait_time_s"] = "120"
 
 
-@pytest.hookimpl(tryfirst=True)
-def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Tests that start Ray mostly wait: they run one after the other in one process, while another one runs the rest."""
-    for item in items:
-        if "ray" in item.keywords:
-            item.add_marker(pytest.mark.xdist_group("ray"))
-
-
 @pytest.fixture(scope="session")
 def shared_cluster(tmp_path_factory: pytest.TempPathFactory) -> "Iterator[LocalCluster]":
     """A local cluster with a dashboard, started when the first test asks for it."""
