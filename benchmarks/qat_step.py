@@ -6,6 +6,7 @@ the usual implementations, which have no SubLN, are peers, each against the eage
 
 Expected: products are half of the compiled step and forward ones a third of those; in int8 they take half the time, which saves
 8%. Codes and scales cost some of it back: SubLN, the activations' maxima, and an int32 product that is read once more.
+Outcome (6 layers): they cost all of it back, 1.00; against the eager unconverted model 0.95.
 """
 
 import argparse
