@@ -34,7 +34,7 @@ quickstart: install ## real model, real text, all stages: ends with a served 1.5
 	$(BIN)/python -m jobs.pipeline --config configs/quickstart.yaml $(ARGS)
 
 test: install ## every test that runs on two cores
-	$(BIN)/python -m pytest -m "not gpu and not engine" $(ARGS)
+	$(BIN)/python -m pytest -m "not gpu and not engine" -n 3 --dist loadgroup --no-loadscope-reorder $(ARGS)
 
 checks: install ## lint, types, import rules
 	$(BIN)/ruff check .

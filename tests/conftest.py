@@ -1,4 +1,8 @@
-"""What all tests share: quiet libraries, one thread, no network, and one Ray cluster for those that need one."""
+"""What all tests share: quiet libraries, one thread, no network, one Ray cluster for those that need one, and the order.
+
+`make test` runs files side by side (pytest-xdist, `--dist loadgroup`). A file stays in one process, for the sake of its fixtures,
+and the files that use the shared cluster stay in one together. Those that start Ray come first: they take longest, mostly waiting.
+"""
 
 import os
 from collections.abc import Iterator
@@ -15,6 +19,15 @@ os.environ["RAY_USAGE_STATS_ENABLED"] = "0"
 os.environ["HF_HUB_OFFLINE"] = "1"
 # A raylet on two busy cores takes longer to start than Ray waits by default.
 os.environ["RAY_raylet_start_wait_time_s"] = "120"
+
+
+@pytest.hookimpl(tryfirst=True)
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Name the group of each test, which xdist reads in its own hook of this name, and put those that start Ray first."""
+    for item in items:
+        shared = "shared_cluster" in getattr(item, "fixturenames", ())
+        item.add_marker(pytest.mark.xdist_group("shared cluster" if shared else str(item.path)))
+    items.sort(key=lambda item: item.get_closest_marker("ray") is None)
 
 
 @pytest.fixture(scope="session")
