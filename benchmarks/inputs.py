@@ -1,6 +1,5 @@
 """What benchmarks work on, made once and kept below `.cache/benchmarks`: packed corpora of real text, and students."""
 
-import os
 from pathlib import Path
 
 import ray
@@ -23,8 +22,7 @@ def quickstart_corpus(*overrides: str) -> Path:
     directory = CACHE / f"corpus-{config.digest()[:16]}"
     if (directory / INDEX).exists():
         return directory
-    os.environ.setdefault("RAY_AUTH_MODE", "disabled")
-    ray.init(num_cpus=2, object_store_memory=200_000_000, include_dashboard=False, _node_ip_address="127.0.0.1")
+    ray.init(num_cpus=2, object_store_memory=200_000_000, include_dashboard=False)
     tokenizer = save_tokenizer(config.tokenizer, directory / "tokenizer")
     pack_corpus(config, tokenizer, directory, lambda share, message: None)
     ray.shutdown()

@@ -198,5 +198,4 @@ def pack_through_ray(config: PackConfig, home: Path, files: list[Path]) -> tuple
 
 
 if __name__ == "__main__":
-    os.environ.setdefault("RAY_AUTH_MODE", "disabled")
     main(*map(float, sys.argv[1:]))

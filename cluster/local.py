@@ -2,7 +2,8 @@
 
 `ray start --head --block` runs as a child in its own process group. Ray ends its processes when that child ends, and the kernel
 ends the child when its parent dies (unless `keep`), so a crashed driver leaves nothing behind and no other cluster is ever touched:
-there is no `ray stop` here, which would end everybody's.
+there is no `ray stop` here, which would end everybody's. All its servers listen on loopback: Ray's own switch for that is the
+one by which it behaves on macOS and Windows, where a cluster is one machine (`LOOPBACK`).
 
     python -m cluster.local          # start one, print how to submit to it, stay until Ctrl-C
 """
@@ -30,6 +31,8 @@ from wfray.config.pipeline import LocalClusterConfig
 START_TIMEOUT_SECONDS = 90
 STOP_TIMEOUT_SECONDS = 8
 LINUX_PR_SET_PDEATHSIG = 1
+LOOPBACK = {"RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER": "0"}
+"""In the environment of every process of a cluster on loopback, and of those that join it."""
 
 
 @dataclass(frozen=True)
@@ -84,6 +87,7 @@ def start_local_cluster(config: LocalClusterConfig, home: Path, keep: bool = Fal
         **os.environ,
         "RAY_AUTH_MODE": config.auth_mode,
         "RAY_USAGE_STATS_ENABLED": "0",
+        **LOOPBACK,
         "WFRAY_HOME": str(home),
         "WFRAY_HTTP_PORT": str(http),
         "PATH": f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}",
@@ -116,7 +120,7 @@ def start_local_cluster(config: LocalClusterConfig, home: Path, keep: bool = Fal
             preexec_fn=None if keep else die_with_parent,
         )
     cluster = LocalCluster(process, f"127.0.0.1:{gcs}", f"http://127.0.0.1:{dashboard}", http, session)
-    os.environ["RAY_AUTH_MODE"] = config.auth_mode
+    os.environ.update({"RAY_AUTH_MODE": config.auth_mode, **LOOPBACK})
     try:
         wait_until_ready(cluster, agent, log)
     except BaseException:

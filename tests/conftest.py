@@ -16,6 +16,8 @@ if TYPE_CHECKING:
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 os.environ["RAY_AUTH_MODE"] = "disabled"
 os.environ["RAY_USAGE_STATS_ENABLED"] = "0"
+# Every Ray of the tests listens on loopback alone.
+os.environ["RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER"] = "0"
 os.environ["HF_HUB_OFFLINE"] = "1"
 # A raylet on two busy cores takes longer to start than Ray waits by default.
 os.environ["RAY_raylet_start_wait_time_s"] = "120"
