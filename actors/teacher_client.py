@@ -60,7 +60,7 @@ class PendingCall:
         raise ValueError(f"teacher application {use.application!r} gave no answer in {use.timeout_seconds:.0f} s; {reason}")
 
     def _send(self) -> DeploymentResponse:
-        return getattr(self.client.handle, self.method).remote(*self.arguments)  # type: ignore[no-any-return]
+        return getattr(self.client.handle, self.method).remote(*self.arguments)
 
 
 class PendingAnswer:

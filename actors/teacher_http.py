@@ -45,7 +45,7 @@ class Gateway:
 
     async def fingerprint(self) -> dict[str, Any]:
         """Who the teacher is."""
-        return await self.handle.fingerprint.remote()  # type: ignore[no-any-return]
+        return await self.handle.fingerprint.remote()
 
 
 def gateway_name(application: str) -> str:

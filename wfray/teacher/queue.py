@@ -13,7 +13,7 @@ The loop that accepts requests is never blocked, and there is nothing to be boun
 
 import asyncio
 from collections import deque
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 
@@ -75,6 +75,7 @@ class FairQueue:
     async def _work(self) -> None:
         loop = asyncio.get_running_loop()
         while jobs := self._next_pass():
+            answers: Sequence[Arrays | Exception]
             try:
                 answers = await loop.run_in_executor(self.thread, self._run, jobs)
             except Exception as error:  # It belongs to those who asked, whatever it is.

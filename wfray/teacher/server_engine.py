@@ -8,10 +8,8 @@ of the layers and Q, K and V stay inside such servers, so these wires are refuse
 Servers know no packed rows: every document travels as a prompt of its own, all of a batch together.
 """
 
-import ctypes
 import os
 import signal
-import socket
 import subprocess
 import tempfile
 import time
@@ -25,6 +23,7 @@ from torch import Tensor
 
 from wfray.config.teacher import EngineName
 from wfray.data.tokenizer import load_directory_tokenizer, tokenizer_sha256
+from wfray.runs.children import die_with_parent, free_port
 from wfray.student.checkpoint import read_config
 from wfray.student.weights import Weights
 from wfray.teacher.engine import signals_of_hidden
@@ -36,7 +35,6 @@ STOP_SECONDS = 20
 ANSWER_SECONDS = 600
 DTYPES = {"bfloat16": torch.bfloat16, "float32": torch.float32}
 HEADS = ("lm_head.weight", "model.embed_tokens.weight")
-LINUX_PR_SET_PDEATHSIG = 1
 
 
 class ServerEngine(ABC):
@@ -167,15 +165,3 @@ def documents_of(segment_ids_BT: np.ndarray) -> list[tuple[int, int, int]]:
         edges = [0, *(np.flatnonzero(np.diff(segments_T)) + 1).tolist(), len(segments_T)]
         pieces += [(row, start, stop) for start, stop in zip(edges, edges[1:], strict=False) if segments_T[start] > 0]
     return pieces
-
-
-def free_port() -> int:
-    """A TCP port on loopback that is free now."""
-    with socket.socket() as listener:
-        listener.bind(("127.0.0.1", 0))
-        return int(listener.getsockname()[1])
-
-
-def die_with_parent() -> None:
-    """In the child: ask the kernel for SIGTERM when the parent dies."""
-    ctypes.CDLL(None).prctl(LINUX_PR_SET_PDEATHSIG, signal.SIGTERM)
