@@ -101,7 +101,8 @@ class Place:
 
 
 def save_teacher(directory: Path, tokenizer: Any, seed: int) -> None:
-    model = tiny_model("llama", max_position_embeddings=512)
+    model = tiny_model("llama")
+    model.config.max_position_embeddings = 512
     torch.manual_seed(seed)
     with torch.no_grad():
         for parameter in model.parameters():

@@ -96,17 +96,12 @@ class TeacherConfig(Config):
                 f"engine {self.engine} cannot give {', '.join(missing)}, only {', '.join(ENGINE_WIRES[self.engine])}: "
                 "take those out of wires, or set engine=transformers"
             )
-        if (self.engine == "transformers") != (self.python is None):
+        if self.engine == "transformers" and self.python is not None:
+            raise ValueError("python belongs to the engines vllm and sglang: remove it")
+        if self.engine != "transformers" and self.python is None:
             raise ValueError(
-                "python belongs to the engines vllm and sglang, which need it: the interpreter of the environment that holds them"
-                if self.engine != "transformers"
-                else "python belongs to the engines vllm and sglang: remove it"
+                f"engine {self.engine} needs python=..., the interpreter of the environment that holds it; see docs/teacher.md"
             )
         if self.engine_arguments and self.engine == "transformers":
             raise ValueError("engine_arguments belong to the engines vllm and sglang: remove them")
         return self
-
-    @property
-    def is_autoscaled(self) -> bool:
-        """Whether the number of replicas follows the load."""
-        return isinstance(self.num_replicas, Autoscaling)

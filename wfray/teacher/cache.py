@@ -41,7 +41,7 @@ class SignalStore:
         """
         try:
             self.filesystem, self.root = url_to_fs(config.path)
-        except ImportError as error:
+        except (ImportError, ValueError) as error:
             raise ValueError(f"cache.path {config.path!r} cannot be opened: {error}; the extra `remote` has s3:// and gs://") from None
         self.fingerprint, self.meter, self.max_bytes = fingerprint, meter, int(config.max_gb * 2**30)
         self.is_local = isinstance(self.filesystem, LocalFileSystem)

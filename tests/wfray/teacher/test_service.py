@@ -140,7 +140,7 @@ def test_http_without_the_token_is_refused(http: TestClient, header: str) -> Non
 @pytest.mark.parametrize(
     ("body", "status", "message"),
     [
-        ("nonsense", 400, "Invalid JSON"),
+        ("nonsense", 400, "body: Input should be an object"),
         ({"input_ids": [[1, 2], [3]], "wires": ["hidden"]}, 400, "input_ids: rows must be of one length"),
         ({"input_ids": [[1, 2]], "wires": ["pictures"]}, 400, "wires.0"),
         ({"input_ids": [[1, 2]], "wires": ["topk"]}, 400, "need num_ids"),
