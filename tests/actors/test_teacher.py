@@ -40,7 +40,7 @@ pytestmark = [pytest.mark.ray, pytest.mark.slow, pytest.mark.timeout(600)]
 NAME = "lesson"
 BAD_TOKEN = 99
 STEP = 8 * SEQUENCE_LENGTH
-NUM_STEPS = 30
+NUM_STEPS = 60
 TOKEN = "0123456789abcdef0123456789abcdef"
 HIDDEN = SignalRequest(wires=["hidden"])
 
@@ -306,6 +306,30 @@ def test_a_replica_killed_in_mid_run_changes_no_loss(place: Place, undisturbed: 
     assert place.losses("distill", "killed") == undisturbed
 
 
+def test_without_its_application_a_student_stops_in_time_and_goes_on_later(place: Place, undisturbed: dict[int, float]) -> None:
+    """And refuses to go on with another teacher than the one that it began with."""
+
+    def delete() -> None:
+        wait_for(lambda: max(place.losses("distill", "deserted"), default=0) >= 6)
+        take_down(NAME)
+
+    deleter = threading.Thread(target=delete)
+    deleter.start()
+    with pytest.raises(ValueError, match=f"application '{NAME}' is not deployed on this cluster after 4 s. Deploy it"):
+        place.train("distill", DISTILL, "deserted", timeout_seconds=4)
+    deleter.join()
+    assert max(place.losses("distill", "deserted")) < NUM_STEPS
+    deploy(teacher_config(place.directory), place.directory / "other")
+    with pytest.raises(ValueError, match="the stage began with another teacher .*model_sha256"):
+        place.train("distill", DISTILL, "deserted")
+    deploy(teacher_config(place.directory), place.model)
+    started = time.time()
+    place.train("distill", DISTILL, "deserted")
+    rows = place.rows("distill", "deserted")
+    assert rows[5]["time"] < started, "it went on, it did not begin again"
+    assert place.losses("distill", "deserted") == undisturbed
+
+
 def test_a_new_version_drops_no_request_and_no_student_mistakes_it_for_the_old_one(place: Place) -> None:
     first = client().fingerprint.digest
     readers = [Reader(client(name=f"reader {number}"), batch()) for number in range(2)]
@@ -342,28 +366,17 @@ def test_a_second_student_is_taught_from_the_cache(place: Place) -> None:
     wait_for(lambda: figure(port, "wfray_teacher_cache_hits_total", digest) >= after["cache_hits"])
 
 
-def test_without_its_application_a_student_stops_in_time_and_goes_on_later(place: Place) -> None:
-    """And refuses to go on with another teacher than the one that it began with."""
-
-    def delete() -> None:
-        wait_for(lambda: max(place.losses("distill", "deserted"), default=0) >= 12)
-        take_down(NAME)
-
-    deleter = threading.Thread(target=delete)
-    deleter.start()
-    with pytest.raises(ValueError, match=f"application '{NAME}' is not deployed on this cluster after 4 s. Deploy it"):
-        place.train("distill", DISTILL, "deserted", timeout_seconds=4)
-    deleter.join()
-    assert max(place.losses("distill", "deserted")) < NUM_STEPS
-    deploy(teacher_config(place.directory, http=None), place.model)
-    with pytest.raises(ValueError, match="the stage began with another teacher .*model_sha256"):
-        place.train("distill", DISTILL, "deserted")
-    deploy(teacher_config(place.directory, http=None), place.directory / "other")
-    started = time.time()
-    place.train("distill", DISTILL, "deserted")
-    rows = place.rows("distill", "deserted")
-    assert rows[5]["time"] < started, "it went on, it did not begin again"
-    assert place.losses("distill", "deserted") == place.losses("distill", "first")
+def test_replicas_follow_the_load(place: Place) -> None:
+    scaling = {"min_replicas": 1, "max_replicas": 2, "requests_per_replica": 1, "upscale_delay_seconds": 0.5}
+    deploy(teacher_config(place.directory, num_replicas=scaling, http=None), place.model)
+    assert len(status_of(NAME)) == 1
+    request = SignalRequest(wires=["logits", "topk", "sampled"], num_ids=20)
+    reader = Reader(client(request, in_flight=8), batch(4, 128))
+    reader.start()
+    wait_for(lambda: len(status_of(NAME)) == 2)
+    reader.stopped.set()
+    reader.join()
+    assert reader.error is None and len(set(reader.digests)) == 1
 
 
 def test_a_model_that_gives_nonsense_is_not_deployed(place: Place, tokenizer: Any) -> None:

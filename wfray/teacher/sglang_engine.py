@@ -18,12 +18,12 @@ class SGLangEngine(ServerEngine):
 
     def command(self, port: str) -> list[str]:
         """See `ServerEngine.command`."""
-        on_cpu = ["--device", "cpu", "--attention-backend", "torch_native", "--sampling-backend", "pytorch"]
+        on_cpu = ["--device", "cpu", "--attention-backend", "torch_native", "--sampling-backend", "pytorch", "--mem-fraction-static", "0.3"]
         return [
             *("-m", "sglang.launch_server", "--model-path", str(self.directory), "--served-model-name", "teacher"),
             *("--host", "127.0.0.1", "--port", port, "--dtype", self.dtype, "--enable-return-hidden-states"),
             *("--disable-radix-cache", "--disable-overlap-schedule", "--disable-cuda-graph", "--skip-server-warmup"),
-            *("--mem-fraction-static", "0.3", *([] if torch.cuda.is_available() else on_cpu)),
+            *([] if torch.cuda.is_available() else on_cpu),
         ]
 
     def environment(self) -> dict[str, str]:
