@@ -12,7 +12,7 @@ export UV_SYSTEM_CERTS := 1
 export CMAKE_BUILD_PARALLEL_LEVEL := $(JOBS)
 export CMAKE_ARGS := -DLLAVA_BUILD=OFF -DLLAMA_BUILD_TOOLS=OFF -DLLAMA_BUILD_EXAMPLES=OFF -DLLAMA_BUILD_TESTS=OFF
 
-.PHONY: help install lock quickstart report test checks format bench clean
+.PHONY: help install lock quickstart report test engines checks format bench clean
 
 help: ## show this list
 	@grep -hE '^[a-z]+:.*##' $(MAKEFILE_LIST) | awk -F':.*## ' '{printf "  make %-12s %s\n", $$1, $$2}'
@@ -35,6 +35,22 @@ quickstart: install ## real model, real text, all stages: ends with a served 1.5
 
 test: install ## every test that runs on two cores
 	$(BIN)/python -m pytest -m "not gpu and not engine" -n 3 --dist loadgroup --no-loadscope-reorder $(ARGS)
+
+# Engines of the teacher, each in an environment of its own: their pins fit neither each other nor the project.
+ENGINES ?= $(HOME)/.cache/wfray/engines
+
+$(ENGINES)/%/.installed: engines/%/requirements.txt engines/%/overrides.txt | install
+	$(BIN)/uv venv --quiet --clear --python $(BIN)/python $(@D)
+	$(BIN)/uv pip install --quiet --python $(@D)/bin/python --override engines/$*/overrides.txt -r engines/$*/requirements.txt
+	touch $@
+
+$(ENGINES)/sglang/.shims: $(ENGINES)/sglang/.installed $(wildcard engines/sglang/*.p* engines/sglang/sgl_kernel/*)
+	$(BIN)/uv pip install --quiet --python $(@D)/bin/python --no-deps torchvision==0.28.0
+	cp -r engines/sglang/torchvision_on_cpu.* engines/sglang/sgl_kernel $(@D)/lib/python*/site-packages/
+	touch $@
+
+engines: $(ENGINES)/vllm/.installed $(ENGINES)/sglang/.shims ## set up vllm and sglang on this CPU and test them as teachers
+	WFRAY_ENGINES=$(ENGINES) $(BIN)/python -m pytest -m engine tests/wfray/teacher $(ARGS)
 
 checks: install ## lint, types, import rules
 	$(BIN)/ruff check .

@@ -17,15 +17,15 @@ from ray.train import FailureConfig, RunConfig, ScalingConfig, TrainingFailedErr
 from ray.train.torch import TorchConfig, TorchTrainer
 from transformers import PreTrainedModel
 
-from actors.teacher import TeacherClient
-from wfray.config.train import AttentionRelations, LogitsKL, TrainConfig
+from actors.teacher_client import TeacherClient
+from wfray.config.train import AttentionRelations, TrainConfig
 from wfray.data.shards import PackedCorpus
 from wfray.data.stream import MixedStream
 from wfray.data.tokenizer import load_directory_tokenizer, tokenizer_sha256
 from wfray.objectives import StageLoss
 from wfray.objectives.relations import check_split
 from wfray.quant.determinism import use_deterministic_algorithms
-from wfray.runs.files import remove, write_aside
+from wfray.runs.files import remove, write_aside, write_json
 from wfray.student import load_student, save_student
 from wfray.student.compiled import compile_layers
 from wfray.student.original import architecture_of
@@ -104,13 +104,15 @@ def run_worker(config: TrainConfig, directory: Path, student: Path, corpus: Path
     torch.nn.Module.to(model, "cuda" if torch.cuda.is_available() else "cpu")
     if config.train.compile:
         compile_layers(model)
+    checkpoints = CheckpointStore(directory / "checkpoints", collective)
+    newest = checkpoints.newest()
     teacher = connect_teacher(config, packed, model)
-    head_VC = teacher.head() if teacher and "hidden" in teacher.wanted["wires"] else None
+    if teacher is not None:
+        require_same_teacher(teacher.fingerprint, directory, is_resumed=newest is not None, is_first=collective.rank == 0)
+    head_VC = teacher.head() if teacher and "hidden" in teacher.wanted.wires else None
     loss = StageLoss(config.objectives, head_VC, DTYPES[config.train.precision])
     replica = Replica(model, DTYPES[config.train.precision], collective)
     optimizer = make_optimizer(model, config.train)
-    checkpoints = CheckpointStore(directory / "checkpoints", collective)
-    newest = checkpoints.newest()
     progress = checkpoints.load(newest, model, optimizer) if newest else None
     done = progress.step if progress else 0
     cursor = progress.cursor if progress else None
@@ -158,29 +160,33 @@ def connect_teacher(config: TrainConfig, corpus: PackedCorpus, model: PreTrained
     if config.teacher is None:
         return None
     relations = next((objective for objective in config.objectives if isinstance(objective, AttentionRelations)), None)
-    client = TeacherClient(config.teacher, SignalRequest.of(config.objectives, config.train.seed))
-    check_teacher(client.fingerprint(), config, corpus, model.config)
+    request = SignalRequest.of(config.objectives, config.train.seed, model.config.vocab_size)
+    client = TeacherClient(config.teacher, request, name=f"{Path(config.run).name}/{config.stage}")
+    check_teacher(client.fingerprint, config, corpus, model.config)
     if relations:
         shape = architecture_of(model.config)
         check_split([shape.num_heads * shape.head_dim, shape.num_kv_heads * shape.head_dim], relations.split_heads)
     return client
 
 
+def require_same_teacher(teacher: Fingerprint, directory: Path, is_resumed: bool, is_first: bool) -> None:
+    """Remember the teacher of a stage; raises `ValueError` where one that is gone on with had another."""
+    path = directory / "teacher.json"
+    if is_resumed and path.exists():
+        known = Fingerprint.model_validate_json(path.read_text(encoding="utf-8"))
+        if known != teacher:
+            raise ValueError(
+                f"the stage began with another teacher ({known.differences(teacher)}): deploy that one again, or delete {str(directory)!r} "
+                "to begin anew"
+            )
+    elif is_first:
+        write_json(path, teacher.model_dump())
+
+
 def check_teacher(teacher: Fingerprint, config: TrainConfig, corpus: PackedCorpus, student: Any) -> None:
     """Raise `ValueError` when the teacher cannot teach this student on this corpus."""
     corpus.require_tokenizer(teacher.tokenizer_sha256)
-    if teacher.vocab_size != student.vocab_size:
-        raise ValueError(
-            f"the teacher's vocabulary has {teacher.vocab_size} entries, the student's {student.vocab_size}: "
-            "choose a teacher of the same tokenizer"
-        )
-    if corpus.index.sequence_length > teacher.max_length:
-        raise ValueError(
-            f"rows of {corpus.index.sequence_length} tokens exceed the teacher's context of {teacher.max_length}: pack shorter rows"
-        )
     for objective in config.objectives:
-        if isinstance(objective, LogitsKL) and (objective.ids_per_token or 0) >= teacher.vocab_size:
-            raise ValueError(f"logits_kl.num_ids {objective.ids_per_token} must be less than the vocabulary of {teacher.vocab_size}")
         if isinstance(objective, AttentionRelations) and objective.layer >= min(teacher.num_layers, student.num_hidden_layers):
             raise ValueError(
                 f"attention_relations.layer {objective.layer} does not exist: "

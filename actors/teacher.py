@@ -1,116 +1,147 @@
 """The teacher application: one full-precision model behind Ray Serve, asked for signals by any number of students.
 
-A call is one micro-batch of packed rows in, one dictionary of numpy arrays out (see `wfray.teacher.signals`). A replica works
-on one call at a time in a thread, so that its event loop stays free for health checks; calls beyond
-`max_queued_requests` are refused, and a student keeps only a few in flight.
+A call is one micro-batch of packed rows in, one dictionary of numpy arrays out (see `wfray.teacher.signals`). A replica computes
+one pass at a time in a thread, so that its event loop stays free for health checks, and shares its time out fairly among students (see
+`wfray.teacher.queue`); it holds `max_queued_requests`, and those beyond wait with the callers, who keep only a few on their way.
+
+Deployed again under its name, an application is replaced in place: an old replica finishes what it holds, callers wait while the new
+one loads its model, and no request is lost. Every answer names the teacher that gave it.
 """
 
-import asyncio
+import os
 from pathlib import Path
-from typing import Any, cast
+from typing import Any
 
 import numpy as np
+import ray
 import torch
 from ray import serve
-from ray.exceptions import RayError
-from ray.serve.handle import DeploymentHandle, DeploymentResponse
 
-from actors.applications import find_application, start_serve
-from wfray.config.teacher import TeacherConfig
-from wfray.config.train import TeacherUse
+from actors.applications import is_deployed, start_serve, wait_until_running
+from actors.teacher_http import gateway_name, gateway_of
+from actors.teacher_metrics import ReplicaMetrics
+from wfray.config.teacher import Autoscaling, TeacherConfig
 from wfray.quant.determinism import use_deterministic_algorithms
-from wfray.teacher import Fingerprint, SignalRequest, Signals, TransformersEngine, decode_signals
+from wfray.teacher import SignalRequest, TeacherService, make_service
+from wfray.teacher.rows import Arrays
 
-MAX_ATTEMPTS = 3
+DEPLOYMENT = "Teacher"
+SHUTDOWN_SECONDS = 60.0
+"""What a replaced replica has to finish what it holds."""
 
 
-@serve.deployment
+@serve.deployment(name=DEPLOYMENT)
 class Teacher:
-    """One replica: an engine and its lock."""
+    """One replica."""
 
-    def __init__(self, directory: str, dtype: str, threads: int | None) -> None:
-        if threads is not None:
-            torch.set_num_threads(threads)
+    def __init__(self, config: dict[str, Any], directory: str) -> None:
+        """Load the model in `directory` and give every promised wire once."""
+        parsed = TeacherConfig.model_validate(config)
+        if parsed.threads is not None:
+            torch.set_num_threads(parsed.threads)
         use_deterministic_algorithms()
-        self.engine = TransformersEngine(Path(directory), dtype)  # type: ignore[arg-type]
-        self.head_bits = self.engine.head()
-        self.turn = asyncio.Lock()
+        self.service: TeacherService = make_service(parsed, Path(directory))
+        self.head_bits = self.service.engine.head()
+        self.metrics = ReplicaMetrics(parsed.application, self.service)
 
-    async def signals(self, batch: dict[str, np.ndarray], request: dict[str, Any]) -> dict[str, np.ndarray]:
-        """Answer one micro-batch; see `TransformersEngine.signals`."""
-        async with self.turn:
-            return await asyncio.to_thread(self.engine.signals, batch, SignalRequest.model_validate(request))
+    async def signals(self, client: str, batch: Arrays, request: dict[str, Any]) -> dict[str, Any]:
+        """The teacher's digest and its answer to one micro-batch; see `TeacherService.answer`."""
+        arrays = await self.service.answer(client, batch, SignalRequest.model_validate(request))
+        return {"teacher": self.service.engine.fingerprint.digest, "arrays": arrays}
 
     async def fingerprint(self) -> dict[str, Any]:
         """Who this teacher is."""
-        return self.engine.fingerprint.model_dump()
+        return self.service.engine.fingerprint.model_dump()
 
     async def head(self) -> np.ndarray:
         """The LM head [V, C] as bfloat16 bits."""
         return self.head_bits
 
+    async def status(self) -> dict[str, Any]:
+        """What this replica is and did."""
+        return {"pid": os.getpid(), "node": ray.get_runtime_context().get_node_id(), **self.service.status()}
+
+    async def check_health(self) -> None:
+        """Called by Serve: raises when the engine is gone, upon which Serve starts the replica again."""
+        self.service.engine.check_health()
+
+    def __del__(self) -> None:
+        if hasattr(self, "service"):
+            self.service.close()
+
 
 def deploy(config: TeacherConfig, directory: Path) -> None:
-    """Deploy the application and wait until it answers; it outlives the job that deployed it."""
+    """Deploy the application, or replace it, and wait until it answers; it outlives the job that deployed it.
+
+    Raises:
+        ValueError: it is not up in time, or cannot be.
+    """
+    check_resources(config)
     start_serve()
+    scaling: dict[str, Any] = {"num_replicas": config.num_replicas}
+    if isinstance(config.num_replicas, Autoscaling):
+        scaling = {"autoscaling_config": autoscaling(config.num_replicas)}
     application = Teacher.options(  # type: ignore[attr-defined]
-        num_replicas=config.num_replicas,
-        ray_actor_options={"num_cpus": config.num_cpus, "num_gpus": config.num_gpus},
-        max_ongoing_requests=4,
+        **scaling,
+        ray_actor_options={"num_cpus": config.num_cpus, "num_gpus": config.num_gpus, "resources": config.resources},
+        max_ongoing_requests=config.max_queued_requests,
         max_queued_requests=config.max_queued_requests,
-    ).bind(str(directory), config.dtype, config.threads)
-    serve.run(application, name=config.application, route_prefix=None)
+        max_constructor_retry_count=1,
+        graceful_shutdown_timeout_s=SHUTDOWN_SECONDS,
+        # Old replicas stop before new ones start: two models at once might not fit where one does.
+        max_surge_percent=0,
+    ).bind(config.model_dump(mode="json"), str(directory))
+    gateway = gateway_of(config, config.http) if config.http else None
+    serve.run_many([serve.RunTarget(application, name=config.application, route_prefix=None)], wait_for_applications_running=False)
+    wait_until_running(config.application, config.start_timeout_seconds)
+    if gateway is not None:
+        serve.run_many([gateway], wait_for_applications_running=False)
+        wait_until_running(gateway.name, config.start_timeout_seconds)
+    elif is_deployed(gateway_name(config.application)):
+        serve.delete(gateway_name(config.application))
 
 
-class PendingAnswer:
-    """A call on its way; asked again when the replica that had it died."""
-
-    def __init__(self, client: "TeacherClient", batch: dict[str, np.ndarray]) -> None:
-        self.client, self.batch = client, batch
-        self.response = client.send(batch)
-
-    def result(self) -> Signals:
-        """Wait for the answer.
-
-        Raises:
-            TimeoutError: none came within the configured time.
-        """
-        for attempt in range(1, MAX_ATTEMPTS + 1):
-            try:
-                return decode_signals(self.response.result(timeout_s=self.client.use.timeout_seconds))
-            except TimeoutError:
-                raise TimeoutError(
-                    f"teacher application {self.client.use.application!r} gave no answer in {self.client.use.timeout_seconds:.0f} s; "
-                    "is it overloaded? Raise teacher.timeout_seconds or its num_replicas"
-                ) from None
-            except RayError:
-                if attempt == MAX_ATTEMPTS:
-                    raise
-                self.response = self.client.send(self.batch)
-        raise AssertionError("unreachable")
+def take_down(application: str) -> None:
+    """Take an application down, with its way in over HTTP; students that ask it wait for another."""
+    find_running(application)
+    for name in filter(is_deployed, (gateway_name(application), application)):
+        serve.delete(name)
 
 
-class TeacherClient:
-    """A student's connection to the teacher application."""
+def find_running(application: str) -> None:
+    """Raise `ValueError` naming those that are deployed when `application` is not."""
+    if not is_deployed(application):
+        deployed = ", ".join(serve.status().applications) or "none"
+        raise ValueError(f"application {application!r} is not deployed on this cluster; deployed: {deployed}")
 
-    def __init__(self, use: TeacherUse, request: SignalRequest) -> None:
-        mend = "Deploy it first: python -m jobs.teacher --config configs/teacher/<model>.yaml"
-        self.use, self.wanted = use, request.model_dump()
-        self.handle: DeploymentHandle = find_application(use.application, use.timeout_seconds, mend)
 
-    def fingerprint(self) -> Fingerprint:
-        """Who the teacher is."""
-        return Fingerprint.model_validate(self.handle.fingerprint.remote().result(timeout_s=self.use.timeout_seconds))
+def autoscaling(scaling: Autoscaling) -> dict[str, Any]:
+    """The same in Serve's words."""
+    return {
+        "min_replicas": scaling.min_replicas,
+        "max_replicas": scaling.max_replicas,
+        "target_ongoing_requests": scaling.requests_per_replica,
+        "upscale_delay_s": scaling.upscale_delay_seconds,
+        "downscale_delay_s": scaling.downscale_delay_seconds,
+    }
 
-    def head(self) -> torch.Tensor:
-        """The teacher's LM head [V, C], bfloat16."""
-        bits = self.handle.head.remote().result(timeout_s=self.use.timeout_seconds)
-        return torch.from_numpy(np.array(bits)).view(torch.bfloat16)
 
-    def send(self, batch: dict[str, np.ndarray]) -> DeploymentResponse:
-        """Send one call without waiting."""
-        return cast(DeploymentResponse, self.handle.signals.remote(batch, self.wanted))
+def check_resources(config: TeacherConfig) -> None:
+    """Say what no node of the cluster has now; an autoscaler may add one that has it."""
+    for name in sorted(set(config.resources) - set(ray.cluster_resources())):
+        print(
+            f"no node of this cluster has the resource {name!r} that the teacher asks for; waiting for one. Start a node with "
+            f"ray start --resources='{{\"{name}\": 1}}', or deploy with resources={{}}",
+            flush=True,
+        )
 
-    def request(self, batch: dict[str, np.ndarray]) -> PendingAnswer:
-        """Ask for the signals of a micro-batch without waiting."""
-        return PendingAnswer(self, batch)
+
+def status_of(application: str) -> list[dict[str, Any]]:
+    """What every replica of a running application is and did.
+
+    Raises:
+        ValueError: there is no such application.
+    """
+    find_running(application)
+    replicas = serve.get_deployment_handle(DEPLOYMENT, application).broadcast("status").results(timeout_s=60)
+    return sorted(replicas, key=lambda replica: replica["pid"])

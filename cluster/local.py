@@ -9,7 +9,6 @@ one by which it behaves on macOS and Windows, where a cluster is one machine (`L
 """
 
 import argparse
-import ctypes
 import os
 import shutil
 import signal
@@ -27,10 +26,10 @@ from ray.job_submission import JobSubmissionClient
 from requests.exceptions import ConnectionError as ConnectionFailed
 
 from wfray.config.pipeline import LocalClusterConfig
+from wfray.runs.children import die_with_parent, free_port
 
 START_TIMEOUT_SECONDS = 90
 STOP_TIMEOUT_SECONDS = 8
-LINUX_PR_SET_PDEATHSIG = 1
 LOOPBACK = {"RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER": "0"}
 """In the environment of every process of a cluster on loopback, and of those that join it."""
 
@@ -108,6 +107,8 @@ def start_local_cluster(config: LocalClusterConfig, home: Path, keep: bool = Fal
         f"--dashboard-agent-grpc-port={free_port()}",
     ]
     command += [f"--num-cpus={config.num_cpus}", f"--object-store-memory={int(config.object_store_gb * 2**30)}", f"--temp-dir={session}"]
+    # Teachers ask for a resource of their own, so that on larger clusters they leave the nodes of students alone.
+    command += ['--resources={"teacher": 100}']
     log = session / "start.log"
     with log.open("wb") as output:
         process = subprocess.Popen(
@@ -129,11 +130,6 @@ def start_local_cluster(config: LocalClusterConfig, home: Path, keep: bool = Fal
     return cluster
 
 
-def die_with_parent() -> None:
-    """In the child: ask the kernel for SIGTERM when the parent dies, on which Ray ends its processes in order, within seconds."""
-    ctypes.CDLL(None).prctl(LINUX_PR_SET_PDEATHSIG, signal.SIGTERM)
-
-
 def wait_until_ready(cluster: LocalCluster, agent_port: int, log: Path) -> None:
     """Wait until the dashboard answers and the node's agent, which starts jobs for it, listens."""
     deadline = time.monotonic() + START_TIMEOUT_SECONDS
@@ -146,13 +142,6 @@ def wait_until_ready(cluster: LocalCluster, agent_port: int, log: Path) -> None:
             if cluster.process.poll() is not None or time.monotonic() > deadline:
                 raise ValueError(f"the local Ray cluster did not start; see {log}:\n{log.read_text()[-1000:]}") from None
             time.sleep(0.5)
-
-
-def free_port() -> int:
-    """A TCP port on loopback that is free now."""
-    with socket.socket() as listener:
-        listener.bind(("127.0.0.1", 0))
-        return int(listener.getsockname()[1])
 
 
 def main() -> None:

