@@ -31,7 +31,8 @@ def main(config: EvaluateConfig) -> None:
             sources = evaluator.open(subject, stage.inputs[subject.name] / subject.kind)
             share = 1 / len(config.subjects)
             measured = measure(evaluator, subject, sources, metrics, len(scores.subjects) * share, share)
-            scores.subjects.append(SubjectScores(**subject.model_dump(), sources=measured))
+            answered = {labelled.source: evaluator.classify(labelled) for labelled in config.classification}
+            scores.subjects.append(SubjectScores(**subject.model_dump(), sources=measured, accuracy=answered))
             if config.continuations and subject.name in config.continuations.subjects:
                 written = [text for source in sources for text in evaluator.write_on(source)]
                 scores.continuations = joined(scores.continuations, written)

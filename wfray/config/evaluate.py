@@ -27,6 +27,14 @@ class Continuations(Config):
     new_tokens: PositiveInt = 48
 
 
+class LabelledSource(Config):
+    """A source of the corpus whose examples have labels (`chat: {kind: classification}`): accuracy is measured on its held-out rows."""
+
+    source: str
+    labels: list[str] = Field(min_length=2)
+    """The words that stand for the labels, as the corpus has them."""
+
+
 class EvaluateConfig(StageConfig):
     """`jobs.evaluate`: students and originals -> held-out perplexity per source."""
 
@@ -43,6 +51,8 @@ class EvaluateConfig(StageConfig):
     precision: Literal["bfloat16", "float32"] = "bfloat16"
     """Of the products, as in training; losses are summed in float64."""
     continuations: Continuations | None = None
+    classification: list[LabelledSource] = []
+    """Sources on which accuracy is measured besides, on all their held-out rows."""
     threads: PositiveInt | None = None
     """CPU threads; None leaves it to torch."""
     num_cpus: NonNegativeFloat = 0.5

@@ -3,6 +3,6 @@
 The records are what this package exports; they load without torch, for whoever only reads them.
 """
 
-from wfray.evals.scores import Continuation, Score, Scores, SubjectScores, total
+from wfray.evals.scores import Accuracy, Continuation, Score, Scores, SubjectScores, total
 
-__all__ = ["Continuation", "Score", "Scores", "SubjectScores", "total"]
+__all__ = ["Accuracy", "Continuation", "Score", "Scores", "SubjectScores", "total"]
