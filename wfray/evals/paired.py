@@ -46,9 +46,7 @@ def compare(first: Sequence[float], second: Sequence[float]) -> Paired:
     if not set(first) | set(second) <= {0, 1}:
         return paired
     only_first, only_second = differences.count(-1), differences.count(1)
-    return paired.model_copy(
-        update={"only_first": only_first, "only_second": only_second, "p_value": mcnemar(only_first, only_second)}
-    )
+    return paired.model_copy(update={"only_first": only_first, "only_second": only_second, "p_value": mcnemar(only_first, only_second)})
 
 
 def mcnemar(only_first: int, only_second: int) -> float:
