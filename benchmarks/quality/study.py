@@ -111,7 +111,8 @@ class Study(Config):
     def arm(self, name: str, seed: int, root: Path) -> StageCall:
         """The training of one arm on the task."""
         arm = ARMS[name]
-        objectives = [term for term in read_yaml(root / self.configs["distill"])["objectives"] if term["kind"] in arm.terms]
+        tree = {**read_yaml(root / self.configs["distill"]), **self.overrides.get("distill", {})}
+        objectives = [term for term in tree["objectives"] if term["kind"] in arm.terms]
         student = f"align-{seed}" if arm.aligned else "convert" if arm.subln else "convert-plain"
         values: dict[str, Any] = {"student": student, "corpus": "task", "objectives": objectives, "train.seed": seed}
         values["teacher"] = {"application": f"tuned-{seed}", "made_by": f"fp_sft-{seed}"} if arm.taught else None
