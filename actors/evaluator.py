@@ -9,11 +9,12 @@ from pathlib import Path
 import torch
 from transformers import PreTrainedModel
 
-from wfray.config.evaluate import EvaluateConfig, Subject
+from wfray.config.evaluate import EvaluateConfig, LabelledSource, Subject
 from wfray.data.shards import PackedCorpus
 from wfray.data.stream import heldout
 from wfray.data.tokenizer import load_directory_tokenizer, tokenizer_sha256
-from wfray.evals import Continuation, Score, total
+from wfray.evals import Accuracy, Continuation, Score, total
+from wfray.evals.classification import accuracy, label_tokens, labelled_rows
 from wfray.evals.continuations import continue_greedily, heldout_prompts
 from wfray.evals.perplexity import score_batch
 from wfray.student import load_original, load_student
@@ -50,6 +51,12 @@ class Evaluator:
         rows = heldout(self.corpus, source, num_rows)
         batches = [slice(first, first + step) for first in range(0, num_rows, step)]
         return total(score_batch(self.model, self.to_device(as_tensors(rows, part)), self.dtype) for part in batches)
+
+    def classify(self, labelled: LabelledSource) -> Accuracy:
+        """Answers to the held-out examples of a source with labels."""
+        batch, spans = labelled_rows(self.corpus, labelled.source)
+        tokens = label_tokens(self.tokenizer, labelled.labels)
+        return accuracy(self.model, batch, spans, tokens, self.config.batch_rows, self.dtype)
 
     def write_on(self, source: str) -> list[Continuation]:
         """Continuations of held-out prompts of one source, under the subject's name."""

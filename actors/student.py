@@ -24,6 +24,7 @@ from wfray.data.stream import MixedStream
 from wfray.data.tokenizer import load_directory_tokenizer, tokenizer_sha256
 from wfray.objectives import StageLoss
 from wfray.objectives.relations import check_split
+from wfray.quant import lambda_at
 from wfray.quant.determinism import use_deterministic_algorithms
 from wfray.runs.files import remove, write_aside, write_json
 from wfray.student import load_student, save_student
@@ -125,6 +126,7 @@ def run_worker(config: TrainConfig, directory: Path, student: Path, corpus: Path
         Trainer(config, replica, optimizer, loss, checkpoints, collective, log, state).run(feed)
     replica.gather()
     if collective.rank == 0:
+        model.config.wrinklefree["quantization_lambda"] = lambda_at(config.quantization, config.train.tokens)
         with write_aside(directory / "student") as aside:
             save_student(model, aside, tokenizer_from=student)
         remove(directory / "checkpoints")

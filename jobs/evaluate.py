@@ -1,6 +1,8 @@
-"""Held-out perplexity per source of the teacher and of the student after each stage.
+"""How good models are: held-out perplexity per source, accuracy on labels, lm-eval's tasks.
 
 ray job submit --working-dir . -- python -m jobs.evaluate --config configs/evaluate/quickstart.yaml run=$PWD/runs/mine
+
+connect ─► perplexity and accuracy of each checkpoint (scores.json) ─► tasks of each subject (harness/, harness.json) ─► tables
 """
 
 from pathlib import Path
@@ -12,32 +14,68 @@ from jobs.cli import run_job
 from wfray.config.evaluate import EvaluateConfig, Subject
 from wfray.evals import Continuation, Score, Scores, SubjectScores
 from wfray.runs import MetricsLog, Stage
+from wfray.runs.files import remove
 
 if TYPE_CHECKING:
     from actors.evaluator import Evaluator
 
+HARNESS = "harness"
+
 
 def main(config: EvaluateConfig) -> None:
-    """Measure one subject after the other, print the table, write scores.json."""
+    """Measure one subject after the other, print the tables, write scores.json and harness.json."""
     stage = Stage.of(config)
     if stage.done:
         print(f"{config.stage}: already done in {stage.directory}")
         return
+    if not stage.resumable:
+        remove(stage.directory / HARNESS)
     connect()
+    tables = []
     with stage, stage.metrics() as metrics:
-        evaluator = start_evaluator(config, stage.inputs["corpus"] / "corpus")
-        scores = Scores(precision=config.precision, subjects=[])
-        for subject in config.subjects:
-            sources = evaluator.open(subject, stage.inputs[subject.name] / subject.kind)
-            share = 1 / len(config.subjects)
-            measured = measure(evaluator, subject, sources, metrics, len(scores.subjects) * share, share)
-            scores.subjects.append(SubjectScores(**subject.model_dump(), sources=measured))
-            if config.continuations and subject.name in config.continuations.subjects:
-                written = [text for source in sources for text in evaluator.write_on(source)]
-                scores.continuations = joined(scores.continuations, written)
-        stage.figures = scores.figures()
-        stage.add_output(scores.write(stage.directory))
-    print(scores.table())
+        if config.checkpoints:
+            tables.append(measure_checkpoints(config, stage, metrics))
+        if config.harness:
+            tables.append(run_tasks(config, stage, metrics))
+        if config.tracking:
+            # Importing it takes a second that only those who use it should pay.
+            from wfray.train.tracking import log_once
+
+            log_once(config, config.tracking, stage.directory, stage.figures)
+    print("\n\n".join(tables))
+
+
+def measure_checkpoints(config: EvaluateConfig, stage: Stage, metrics: MetricsLog) -> str:
+    """Perplexity and accuracy of the checkpoints; the table."""
+    assert config.corpus is not None
+    evaluator = start_evaluator(config, stage.inputs["corpus"] / "corpus")
+    scores, share = Scores(precision=config.precision, subjects=[]), 1 / len(config.checkpoints)
+    for subject in config.checkpoints:
+        sources = evaluator.open(subject, stage.inputs[subject.name] / subject.kind)
+        measured = measure(evaluator, subject, sources, metrics, len(scores.subjects) * share, share)
+        answered = {labelled.source: evaluator.classify(labelled) for labelled in config.classification}
+        scores.subjects.append(SubjectScores(**subject.model_dump(), sources=measured, accuracy=answered))
+        if config.continuations and subject.name in config.continuations.subjects:
+            written = [text for source in sources for text in evaluator.write_on(source)]
+            scores.continuations = joined(scores.continuations, written)
+    stage.figures |= scores.figures()
+    stage.add_output(scores.write(stage.directory))
+    return scores.table()
+
+
+def run_tasks(config: EvaluateConfig, stage: Stage, metrics: MetricsLog) -> str:
+    """lm-eval's tasks; the table."""
+    # lm-eval takes seconds to import, which an evaluation without it should not pay.
+    from actors.harness import run_harness
+
+    def report(progress: float, message: str) -> None:
+        metrics.write(progress=round(progress, 3), message=message)
+
+    scores = run_harness(config, stage.inputs, stage.directory / HARNESS, report)
+    stage.figures[HARNESS] = scores.figures()
+    stage.add_output(stage.directory / HARNESS)
+    stage.add_output(scores.write(stage.directory))
+    return scores.table()
 
 
 def start_evaluator(config: EvaluateConfig, corpus: Path) -> "Evaluator":

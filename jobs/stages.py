@@ -41,14 +41,9 @@ class PlannedStage:
     """Arguments of `python`, to be run in the repository's root."""
 
     @property
-    def is_service(self) -> bool:
-        """Whether it deploys an application and leaves nothing in the run directory."""
-        return not isinstance(self.config, StageConfig)
-
-    @property
-    def uses_teacher(self) -> bool:
-        """Whether it asks a teacher application."""
-        return isinstance(self.config, TrainConfig) and self.config.teacher is not None
+    def asks(self) -> str | None:
+        """The teacher application that it asks."""
+        return self.config.teacher.application if isinstance(self.config, TrainConfig) and self.config.teacher else None
 
 
 def plan_stages(config: PipelineConfig, run: Path, root: Path) -> list[PlannedStage]:
@@ -83,7 +78,7 @@ def plan_stage(call: StageCall, run: Path, root: Path) -> PlannedStage:
     values.update({name: str(run.parent / "models") for name in ("models",) if issubclass(config_type, ConvertConfig | TeacherConfig)})
     overrides = [f"{key}={to_flow(value)}" for key, value in values.items()]
     config = config_type.load(root / call.config, overrides)
-    name = config.stage if isinstance(config, StageConfig) else call.job
+    name = config.stage if isinstance(config, StageConfig) else config.application if isinstance(config, TeacherConfig) else call.job
     return PlannedStage(name, call.job, config, ["-m", f"jobs.{call.job}", "--config", call.config, *overrides])
 
 
@@ -95,14 +90,14 @@ def to_flow(value: Any) -> str:
 def pending_stages(planned: list[PlannedStage], keep: bool = False) -> set[str]:
     """Names of the stages to run: those not done, and those with such a parent.
 
-    A teacher runs when a pending stage asks it. With `keep`, what is served runs too, since its cluster is gone.
+    A teacher, named by its application, runs when a pending stage asks it. With `keep`, what is served runs too, since its cluster is gone.
     """
     pending = {stage.name for stage in planned if keep and stage.job == "serve"}
     for stage in planned:
         if isinstance(stage.config, StageConfig) and (pending & set(stage.config.parents.values()) or not is_done(stage.config)):
             pending.add(stage.name)
-    uses_teacher = any(stage.uses_teacher for stage in planned if stage.name in pending)
-    return pending | {stage.name for stage in planned if stage.is_service and uses_teacher}
+    asked = {stage.asks for stage in planned if stage.name in pending}
+    return pending | {stage.name for stage in planned if isinstance(stage.config, TeacherConfig) and stage.config.application in asked}
 
 
 def is_done(config: StageConfig) -> bool:

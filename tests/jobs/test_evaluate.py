@@ -1,12 +1,21 @@
 """The evaluation job on a real local Ray: a table from a run directory, skipped when done, refused with one clear message."""
 
+import json
 import math
+import os
+import signal
 from pathlib import Path
 
 import numpy as np
 import pytest
+import ray
 import torch
+import yaml
+from lm_eval.evaluator import simple_evaluate
+from lm_eval.models.huggingface import HFLM
+from lm_eval.tasks import TaskManager
 
+from actors.harness import Fleet
 from jobs.evaluate import main
 from wfray.config.convert import Subln
 from wfray.config.evaluate import EvaluateConfig
@@ -15,8 +24,10 @@ from wfray.data.packing import pack
 from wfray.data.shards import CorpusIndex, PackedCorpus, SourceIndex, SplitIndex, write_index, write_shard
 from wfray.data.stream import heldout
 from wfray.data.tokenizer import document_end_id, load_tokenizer, tokenizer_sha256
-from wfray.evals import Scores
+from wfray.evals import HarnessScores, Scores
+from wfray.evals.models import StudentLM
 from wfray.evals.perplexity import score_batch
+from wfray.report import write_report
 from wfray.runs import Manifest
 from wfray.student import convert, load_original, load_student, materialize, save_student
 from wfray.train.feed import as_tensors
@@ -121,3 +132,51 @@ def test_a_model_of_another_tokenizer_is_refused(tmp_path: Path, inputs: Path) -
     subjects = [{"name": "stranger", "kind": "original", "reference": str(other)}]
     with pytest.raises(ValueError, match="another tokenizer"):
         main(configure(tmp_path, inputs, subjects=subjects, continuations=None))
+
+
+def write_task(folder: Path) -> Path:
+    """A task of four choices about the texts."""
+    folder.mkdir()
+    words = " ".join(TEXTS.values()).split()
+    rows = [{"context": " ".join(words[n : n + 7]), "choices": words[n + 7 : n + 11], "gold": 0} for n in range(0, 150, 7)]
+    (folder / "rows.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    task = {"task": "next_word", "dataset_path": "json", "dataset_kwargs": {"data_files": {"test": str(folder / "rows.jsonl")}}}
+    task |= {"test_split": "test", "output_type": "multiple_choice", "doc_to_text": "{{context}}", "doc_to_target": "gold"}
+    task |= {"doc_to_choice": "{{choices}}", "metric_list": [{"metric": "acc"}, {"metric": "acc_norm"}], "metadata": {"version": 1}}
+    (folder / "next_word.yaml").write_text(yaml.safe_dump(task))
+    return folder
+
+
+def test_tasks_divided_over_actors_give_the_results_of_one_process(
+    tmp_path: Path, inputs: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    folder = write_task(tmp_path / "tasks")
+    harness = {"tasks": ["next_word"], "include": [str(folder)], "batch_size": 4, "slice_requests": 12, "num_actors": 2}
+    harness |= {"compare": [["original", "student"]], "num_cpus": 0.2}
+    config = configure(tmp_path, inputs, corpus=None, continuations=None, harness=harness, tracking={"project": "test", "mode": "offline"})
+    main(config)
+    printed, stage = capsys.readouterr().out, tmp_path / "evaluate"
+    for subject, lm in (("original", HFLM(str(inputs / "original"), dtype="float32", device="cpu", batch_size=4)), ("student", None)):
+        lm = lm or StudentLM(str(inputs / "student"), device="cpu", batch_size=4)
+        whole = simple_evaluate(model=lm, tasks=["next_word"], task_manager=TaskManager(include_path=str(folder)))
+        assert json.loads((stage / "harness" / subject / "results.json").read_text())["results"] == whole["results"]
+        samples = [json.loads(line) for line in (stage / "harness" / subject / "samples_next_word.jsonl").read_text().splitlines()]
+        assert samples == json.loads(json.dumps(whole["samples"]["next_word"]))
+    scores = HarnessScores.read(stage)
+    assert scores.table() in printed and "student - original" in printed
+    assert len(scores.comparisons) == 2 and scores.comparisons[0].paired.num_items == len(samples)
+    assert not list((stage / "harness").glob("*/answers")) and list((stage / "wandb").iterdir())
+    assert "next_word" in write_report(tmp_path).read_text()
+    main(config)
+    assert "already done" in capsys.readouterr().out
+
+
+def test_an_actor_that_is_killed_is_asked_again(tmp_path: Path, inputs: Path) -> None:
+    harness = {"tasks": ["next_word"], "num_cpus": 0.2}
+    fleet = Fleet(configure(tmp_path, inputs, corpus=None, continuations=None, harness=harness))
+    fleet.open("student", inputs)
+    slices = [[("The river ran", " slowly"), ("The river ran", " past")], [("def area", "(width")]]
+    before = dict(fleet.answers("loglikelihood", slices))
+    pid = fleet.ask("device") and ray.get(fleet.actors[0].__ray_call__.remote(lambda actor: os.getpid()))
+    os.kill(pid, signal.SIGKILL)
+    assert dict(fleet.answers("loglikelihood", slices)) == before

@@ -92,15 +92,16 @@ Objective = Annotated[CrossEntropy | LogitsKL | Alignment | AttentionRelations, 
 class Quantization(Config):
     """How far the weights and activations are quantized: lambda goes from 0 to 1."""
 
-    schedule: Literal["constant", "linear", "cosine", "exponential", "sigmoid"] = "constant"
-    """`constant`: lambda is 1 from the first step."""
+    schedule: Literal["constant", "linear", "cosine", "exponential", "sigmoid", "none"] = "constant"
+    """`constant`: lambda is 1 from the first step. `none`: it is 0 throughout, so the model is trained in full precision, as a teacher
+    is on its task; without SubLN (`subln.placement: none`) what is saved is an ordinary checkpoint besides."""
     warmup_tokens: NonNegativeInt = 0
     """Tokens until lambda is 1."""
 
     @model_validator(mode="after")
     def check(self) -> Self:
-        if (self.schedule == "constant") != (self.warmup_tokens == 0):
-            raise ValueError("warmup_tokens belongs to every schedule but constant: give both or neither")
+        if (self.schedule in ("constant", "none")) != (self.warmup_tokens == 0):
+            raise ValueError("warmup_tokens belongs to every schedule but constant and none: give both or neither")
         return self
 
 
@@ -108,6 +109,8 @@ class TeacherUse(Config):
     """The teacher application that this stage asks for signals."""
 
     application: str = "teacher"
+    made_by: str | None = None
+    """Stage or directory that made the teacher's model, where a stage did: when that changes, this stage is done anew."""
     in_flight: PositiveInt = 2
     """Batches asked for ahead of the student, per worker."""
     timeout_seconds: PositiveFloat = 120.0
@@ -286,8 +289,9 @@ class TrainConfig(StageConfig):
 
     @property
     def parents(self) -> dict[str, str]:
-        """The student to go on from, and the corpus."""
-        return {"student": self.student, "corpus": self.corpus}
+        """The student to go on from, the corpus, and what made the teacher."""
+        made_by = self.teacher.made_by if self.teacher else None
+        return {"student": self.student, "corpus": self.corpus, **({"teacher": made_by} if made_by else {})}
 
     @property
     def num_steps(self) -> int:

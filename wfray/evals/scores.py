@@ -1,12 +1,13 @@
 """`scores.json`, the output of an evaluation: for every subject a score per source, and the texts that subjects wrote."""
 
 import math
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any, Self
 
 from pydantic import BaseModel
 
+from wfray.evals.paired import wilson
 from wfray.runs import write_json
 
 FILE = "scores.json"
@@ -36,6 +37,28 @@ def total(scores: Iterable[Score]) -> Score:
     return Score(num_tokens=sum(score.num_tokens for score in listed), sum_nats=math.fsum(score.sum_nats for score in listed))
 
 
+class Accuracy(BaseModel):
+    """Answers to labelled examples, in the order of the corpus, as numbers of labels."""
+
+    truth: list[int]
+    answers: list[int]
+
+    @property
+    def right(self) -> list[int]:
+        """1 for each example that was answered rightly, else 0."""
+        return [int(answer == truth) for answer, truth in zip(self.answers, self.truth, strict=True)]
+
+    @property
+    def share(self) -> float:
+        """Of right answers."""
+        return sum(self.right) / len(self.truth)
+
+    @property
+    def interval(self) -> tuple[float, float]:
+        """95% confidence interval of the share."""
+        return wilson(sum(self.right), len(self.truth))
+
+
 class Continuation(BaseModel):
     """One held-out prompt, how it really goes on, and how models go on."""
 
@@ -54,6 +77,8 @@ class SubjectScores(BaseModel):
     kind: str
     reference: str
     sources: dict[str, Score]
+    accuracy: dict[str, Accuracy] = {}
+    """By source, of those whose labels were asked for."""
 
     @property
     def overall(self) -> Score:
@@ -75,12 +100,14 @@ class Scores(BaseModel):
 
     def figures(self) -> dict[str, Any]:
         """Perplexities for a manifest: subject, then source; `all` is over all tokens."""
+        accuracy = {s.name: {name: round(found.share, 5) for name, found in s.accuracy.items()} for s in self.subjects if s.accuracy}
         return {
             "perplexity": {
                 subject.name: {name: round(score.perplexity, 4) for name, score in (subject.sources | {"all": subject.overall}).items()}
                 for subject in self.subjects
             },
             "num_tokens": self.subjects[0].overall.num_tokens,
+            **({"accuracy": accuracy} if accuracy else {}),
         }
 
     def table(self) -> str:
@@ -89,9 +116,11 @@ class Scores(BaseModel):
         rows = [("held-out perplexity", *names)]
         rows += [(source, *(f"{s.sources[source].perplexity:,.2f}" for s in self.subjects)) for source in self.source_names]
         rows.append(("all", *(f"{subject.overall.perplexity:,.2f}" for subject in self.subjects)))
-        widths = [max(len(row[column]) for row in rows) for column in range(len(rows[0]))]
-        first, *others = widths
-        return "\n".join("  ".join([row[0].ljust(first), *(c.rjust(w) for c, w in zip(row[1:], others, strict=True))]) for row in rows)
+        for source in self.subjects[0].accuracy:
+            found = [subject.accuracy[source] for subject in self.subjects]
+            rows.append((f"{source}, % right", *(f"{100 * each.share:.1f}" for each in found)))
+            rows.append(("  95% interval", *("{:.1f}-{:.1f}".format(*(100 * bound for bound in each.interval)) for each in found)))
+        return aligned(rows)
 
     def write(self, directory: Path) -> Path:
         """Write `scores.json` into `directory`, with losses and perplexities beside the sums; returns its path."""
@@ -106,6 +135,12 @@ class Scores(BaseModel):
     def read(cls, directory: Path) -> Self:
         """Read `scores.json` from `directory`."""
         return cls.model_validate_json((directory / FILE).read_text(encoding="utf-8"))
+
+
+def aligned(rows: Sequence[Sequence[str]]) -> str:
+    """Rows of cells as text: the first column to the left, all others to the right."""
+    first, *others = (max(len(row[column]) for row in rows) for column in range(len(rows[0])))
+    return "\n".join("  ".join([row[0].ljust(first), *(c.rjust(w) for c, w in zip(row[1:], others, strict=True))]) for row in rows)
 
 
 def described(score: Score) -> dict[str, float]:

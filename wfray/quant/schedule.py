@@ -2,7 +2,7 @@
 
 Shapes after the Hugging Face report on fine-tuning to 1.58 bits; with `s = tokens / warmup_tokens` in [0, 1]:
 linear `s`, cosine `(1 - cos(pi s)) / 2`, exponential `1 - (1 - s)^4`, sigmoid `1 / (1 + exp(-12 (s - 1/2)))`, which is set to
-exactly 1 at the end of the warm-up like all others.
+exactly 1 at the end of the warm-up like all others. Under `none` it stays 0.
 """
 
 import math
@@ -19,6 +19,8 @@ STEEPNESS = 12.0
 
 def lambda_at(quantization: Quantization, tokens: int) -> float:
     """The lambda in force for a step that starts after `tokens` tokens of this stage."""
+    if quantization.schedule == "none":
+        return 0.0
     if quantization.schedule == "constant" or tokens >= quantization.warmup_tokens:
         return 1.0
     s = tokens / quantization.warmup_tokens

@@ -10,7 +10,7 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any, Literal
 
-from wfray.evals import Scores
+from wfray.evals import HarnessScores, Scores
 from wfray.runs import Manifest, read_metrics, stage_manifests
 
 Kind = Literal["pack", "convert", "train", "export", "evaluate", "serve", "other"]
@@ -112,9 +112,15 @@ class RunFacts:
 
     @cached_property
     def scores(self) -> Scores | None:
-        """The newest evaluation."""
-        stage = self.last("evaluate")
-        return Scores.read(stage.directory) if stage else None
+        """The newest evaluation on a corpus."""
+        found = [stage for stage in self.complete("evaluate") if "perplexity" in stage.figures]
+        return Scores.read(found[-1].directory) if found else None
+
+    @cached_property
+    def harness(self) -> HarnessScores | None:
+        """The newest evaluation with lm-eval."""
+        found = [stage for stage in self.complete("evaluate") if "harness" in stage.figures]
+        return HarnessScores.read(found[-1].directory) if found else None
 
     @cached_property
     def answers(self) -> list[dict[str, Any]]:

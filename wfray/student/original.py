@@ -13,7 +13,7 @@ from transformers import AutoConfig, AutoModelForCausalLM, PretrainedConfig, Pre
 from wfray.config.model import Architecture, HubModel, LocalModel, ModelSource, PackageGGUF, RandomModel
 from wfray.data.packages import package_directory
 from wfray.data.tokenizer import load_tokenizer
-from wfray.runs.files import write_aside
+from wfray.runs.files import sha256_of, write_aside
 from wfray.student.checkpoint import copy_tokenizer, empty_model, fitting, read_config, write_config
 from wfray.student.families import family_of
 from wfray.student.weights import MAX_SHARD_BYTES, Weights, write_weights
@@ -22,10 +22,13 @@ from wfray.student.weights import MAX_SHARD_BYTES, Weights, write_weights
 def materialize(source: ModelSource, models: Path) -> Path:
     """The directory of the model of `source` below `models`, written if it is not there. Never half a model.
 
+    A local checkpoint may change under its name, so its directory is named by its content too.
+
     Raises:
         ValueError: the package, file or checkpoint does not exist, the family is unknown, or the architecture is another one.
     """
-    directory = models / source.digest()[:16]
+    content = f"-{sha256_of(Path(source.path))[:16]}" if isinstance(source, LocalModel) and Path(source.path).is_dir() else ""
+    directory = models / (source.digest()[:16] + content)
     if directory.exists():
         return directory
     with write_aside(directory) as aside:

@@ -12,6 +12,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, Literal
 
+from wfray.config.base import StageConfig
 from wfray.config.train import Tracking, TrainConfig
 from wfray.runs.metrics import MetricsLog
 
@@ -39,7 +40,22 @@ def open_log(config: TrainConfig, directory: Path, rank: int, resume_step: int) 
             yield log
 
 
-def start_wandb(config: TrainConfig, tracking: Tracking, directory: Path) -> Any:
+def log_once(config: StageConfig, tracking: Tracking, directory: Path, figures: dict[str, Any]) -> None:
+    """A W&B run with the figures of a stage that measures once, nested names joined by `/`."""
+    with start_wandb(config, tracking, directory) as run:
+        run.log(dict(flat(figures)))
+
+
+def flat(tree: dict[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
+    """The leaves of a tree, each under its path."""
+    for name, value in tree.items():
+        if isinstance(value, dict):
+            yield from flat(value, f"{prefix}{name}/")
+        else:
+            yield prefix + name, value
+
+
+def start_wandb(config: StageConfig, tracking: Tracking, directory: Path) -> Any:
     """Begin the W&B run of a stage, or go on with it; its files lie in `directory/wandb`."""
     # Importing it takes a second that only those who use it should pay.
     import wandb

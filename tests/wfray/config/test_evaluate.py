@@ -14,7 +14,8 @@ TREE: dict[str, Any] = {"run": "runs/x", "subjects": [{"name": "teacher", "kind"
 @pytest.mark.parametrize("path", FILES, ids=lambda path: path.stem)
 def test_every_file_is_valid_and_names_each_parent(path: Path) -> None:
     config = EvaluateConfig.load(path)
-    assert set(config.parents) == {"corpus", *(subject.name for subject in config.subjects)}
+    placed = {subject.name for subject in config.subjects if subject.kind in ("original", "student", "gguf")}
+    assert set(config.parents) == ({"corpus"} if config.corpus else set()) | placed
 
 
 @pytest.mark.parametrize(
@@ -23,6 +24,13 @@ def test_every_file_is_valid_and_names_each_parent(path: Path) -> None:
         ({"subjects": TREE["subjects"] * 2}, "share the name teacher"),
         ({"subjects": [{**TREE["subjects"][0], "name": "corpus"}]}, "cannot be named corpus"),
         ({"subjects": []}, "at least 1"),
+        ({"corpus": None}, "so add `harness`"),
+        ({"subjects": [{"name": "file", "kind": "gguf", "file": "export/model.gguf"}]}, "so add `harness`"),
+        ({"harness": {}}, "names no tasks"),
+        ({"harness": {"preset": "everything"}}, "smoke"),
+        ({"harness": {"preset": "smoke", "compare": [["teacher", "student"]]}}, "names student"),
+        ({"corpus": None, "harness": {"preset": "smoke"}, "classification": [{"source": "a", "labels": ["b", "c"]}]}, "read a corpus"),
+        ({"subjects": [{"name": "api", "kind": "endpoint", "url": "127.0.0.1:80", "model": "m", "tokenizer": "t"}]}, "pattern"),
         ({"continuations": {"subjects": ["student"]}}, "names student, but the subjects are teacher"),
         ({"rows": 3}, "rows: unknown key"),
         ({"precision": "float16"}, "precision"),

@@ -1,0 +1,141 @@
+"""What a study is: a model, a task, the arms to compare, and how they become the stages of one pipeline.
+
+Arms, each on the same examples with the same tokens, steps and seed (the names of the paper's table in brackets):
+
+| arm | student | terms |
+|---|---|---|
+| fp_sft | full precision, no SubLN (FP16-SFT); the teacher of the others | cross-entropy |
+| bitnet_sft | ternary, no SubLN (BitNet-SFT) | cross-entropy |
+| subln | + SubLN | cross-entropy |
+| ct | + alignment and continued training on general text (stages 1.9 and 2) | cross-entropy |
+| logits_kd | the same | + KL of the logits |
+| attention_kd | the same | + attention relations |
+| bitdistill | the same | both (BitDistill) |
+
+Every stage is one of the repository's jobs with a configuration file and overrides, so a study is a pipeline: what is done is
+skipped, what was killed is resumed, and more seeds or arms are added by naming them.
+"""
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+from pydantic import Field, PositiveFloat, PositiveInt
+
+from wfray.config.base import Config, RunPath, read_yaml
+from wfray.config.model import ModelSource
+from wfray.config.pipeline import LocalClusterConfig, PipelineConfig, StageCall
+
+Task = Literal["sentiment", "boolq", "hub"]
+
+
+@dataclass(frozen=True)
+class Arm:
+    """One row of the table."""
+
+    subln: bool = True
+    aligned: bool = True
+    terms: tuple[str, ...] = ("cross_entropy",)
+    quantized: bool = True
+
+    @property
+    def taught(self) -> bool:
+        """Whether it asks the tuned teacher."""
+        return len(self.terms) > 1
+
+
+ARMS: dict[str, Arm] = {
+    "fp_sft": Arm(subln=False, aligned=False, quantized=False),
+    "bitnet_sft": Arm(subln=False, aligned=False),
+    "subln": Arm(aligned=False),
+    "ct": Arm(),
+    "logits_kd": Arm(terms=("cross_entropy", "logits_kl")),
+    "attention_kd": Arm(terms=("cross_entropy", "attention_relations")),
+    "bitdistill": Arm(terms=("cross_entropy", "logits_kl", "attention_relations")),
+}
+ArmName = Literal["fp_sft", "bitnet_sft", "subln", "ct", "logits_kd", "attention_kd", "bitdistill"]
+
+
+class Study(Config):
+    """A study; see the module docstring."""
+
+    run: RunPath
+    """Where its pipeline's stages, its data and its results are kept."""
+    task: Task
+    """`sentiment` and `boolq` come from packages and are written into the run; `hub` reads what the pack configuration names."""
+    model: ModelSource
+    num_layers: PositiveInt | None = None
+    """Decoder layers that are kept, the first ones, so that a grid fits a small machine; None: all."""
+    configs: dict[str, str]
+    """The configuration file of each job: text, pack, convert, align, distill, teacher, evaluate."""
+    overrides: dict[str, dict[str, Any]] = {}
+    """Values by dotted key, job by job, that hold for all its stages."""
+    arms: list[ArmName] = Field(list(ARMS), min_length=1)
+    seeds: list[int] = Field([0, 1, 2], min_length=1)
+    full_precision_learning_rate: PositiveFloat = 1e-4
+    """Of fp_sft; ternary students learn at that of the distill configuration."""
+    cluster: LocalClusterConfig | None = LocalClusterConfig()
+    address: str | None = None
+    """Dashboard of a running cluster, where `cluster` is null."""
+
+    @property
+    def needs_alignment(self) -> bool:
+        """Whether an arm starts from the aligned student."""
+        return any(ARMS[name].aligned for name in self.arms)
+
+    def pipeline(self, root: Path, run: Path) -> PipelineConfig:
+        """The stages of all arms and seeds.
+
+        Args:
+            root: the repository.
+            run: the absolute run directory, with `model/` and the task's text in it.
+        """
+        calls = [StageCall(job="pack", config=self.configs["text"], set={"stage": "text"})]
+        calls.append(self.call("pack", "task", **self.task_text(run)))
+        calls += [self.convert("convert-plain", "none", run), self.convert("convert", "output", run)]
+        if self.needs_alignment:
+            calls.append(self.teacher("original", str(run / "model")))
+        for seed in self.seeds:
+            calls += self.of_seed(root, run, seed)
+        return PipelineConfig(run=str(run), cluster=self.cluster, address=self.address, stages=calls, max_minutes=600.0, max_memory_gb=16.0)
+
+    def of_seed(self, root: Path, run: Path, seed: int) -> list[StageCall]:
+        """The stages of one seed; fp_sft comes first, since it is the teacher of others."""
+        calls = [self.arm("fp_sft", seed, root), self.teacher(f"tuned-{seed}", str(run / f"fp_sft-{seed}" / "student"))]
+        if self.needs_alignment:
+            calls.append(self.call("align", f"align-{seed}", student="convert", corpus="text", **{"train.seed": seed}))
+        calls += [self.arm(name, seed, root) for name in self.arms if name != "fp_sft"]
+        subjects = [{"name": name, "kind": "student", "reference": f"{name}-{seed}"} for name in dict.fromkeys(["fp_sft", *self.arms])]
+        return [*calls, self.call("evaluate", f"evaluate-{seed}", corpus="task", subjects=subjects)]
+
+    def arm(self, name: str, seed: int, root: Path) -> StageCall:
+        """The training of one arm on the task."""
+        arm = ARMS[name]
+        tree = {**read_yaml(root / self.configs["distill"]), **self.overrides.get("distill", {})}
+        objectives = [term for term in tree["objectives"] if term["kind"] in arm.terms]
+        student = f"align-{seed}" if arm.aligned else "convert" if arm.subln else "convert-plain"
+        values: dict[str, Any] = {"student": student, "corpus": "task", "objectives": objectives, "train.seed": seed}
+        values["teacher"] = {"application": f"tuned-{seed}", "made_by": f"fp_sft-{seed}"} if arm.taught else None
+        if not arm.quantized:
+            values |= {"quantization": {"schedule": "none"}, "train.optimizer.learning_rate": self.full_precision_learning_rate}
+        if not arm.taught:
+            values["train.gradient_ratio_every_steps"] = None
+        return self.call("distill", f"{name}-{seed}", **values)
+
+    def convert(self, stage: str, placement: str, run: Path) -> StageCall:
+        """The shortened model with or without SubLN."""
+        model = {"kind": "directory", "path": str(run / "model")}
+        return self.call("convert", stage, corpus="text", **{"model": model, "subln.placement": placement})
+
+    def teacher(self, application: str, path: str) -> StageCall:
+        """An application that serves a checkpoint directory."""
+        values = {**self.overrides.get("teacher", {}), "application": application, "model": {"kind": "directory", "path": path}}
+        return StageCall(job="teacher", config=self.configs["teacher"], set=values)
+
+    def call(self, job: Any, stage: str, **values: Any) -> StageCall:
+        """One stage of the pipeline."""
+        return StageCall(job=job, config=self.configs[job], set={"stage": stage, **self.overrides.get(job, {}), **values})
+
+    def task_text(self, run: Path) -> dict[str, Any]:
+        """Where the task's examples are, when the study writes them itself."""
+        return {} if self.task == "hub" else {"sources.0.path": str(run / "train.jsonl")}

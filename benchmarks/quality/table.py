@@ -1,0 +1,133 @@
+"""The result of a study: accuracy of every arm over its seeds, against the full-precision teacher, as a table and a plot.
+
+Intervals are at 95%. Of an arm's accuracy: Wilson's, over the items of all seeds together; it covers the choice of items, and with
+several seeds the spread between them stands beside it. Of the difference to fp_sft: paired, over the same items and seeds.
+"""
+
+from pathlib import Path
+from typing import Any
+
+from pydantic import BaseModel
+
+from benchmarks.quality.study import Study
+from wfray.evals import Accuracy, Scores
+from wfray.evals.paired import Paired, compare
+from wfray.evals.scores import aligned
+from wfray.runs import Manifest, write_aside, write_json
+
+NAMES = {
+    "fp_sft": "FP-SFT (teacher)",
+    "bitnet_sft": "BitNet-SFT",
+    "subln": "+ SubLN",
+    "ct": "+ alignment / CT",
+    "logits_kd": "+ logits KD",
+    "attention_kd": "+ attention KD",
+    "bitdistill": "BitDistill (all)",
+}
+
+
+class ArmResult(BaseModel):
+    """One arm over all seeds that are done."""
+
+    arm: str
+    seeds: list[int]
+    by_seed: list[float]
+    """Shares of right answers."""
+    accuracy: float
+    low: float
+    high: float
+    to_teacher: Paired | None
+    """Against fp_sft; None for itself."""
+    tokens: int
+    """Task tokens of one seed's training."""
+    seconds: float
+    """Of one seed's training on the task, mean."""
+
+
+def results(study: Study, run: Path) -> list[ArmResult]:
+    """What the complete evaluations of a study say, arm by arm in the table's order."""
+    scores = {seed: Scores.read(run / f"evaluate-{seed}") for seed in study.seeds if is_complete(run / f"evaluate-{seed}")}
+    answers = {
+        name: {seed: subject.accuracy for seed, found in scores.items() for subject in found.subjects if subject.name == name}
+        for name in NAMES
+    }
+    flat = {name: {seed: next(iter(by_source.values())) for seed, by_source in found.items()} for name, found in answers.items() if found}
+    return [arm_result(name, found, flat["fp_sft"], run) for name, found in flat.items()]
+
+
+def is_complete(stage: Path) -> bool:
+    """Whether a stage ended well."""
+    manifest = Manifest.read(stage)
+    return manifest is not None and manifest.status == "complete"
+
+
+def arm_result(name: str, found: dict[int, Accuracy], teacher: dict[int, Accuracy], run: Path) -> ArmResult:
+    """One arm's row."""
+    truth = [label for each in found.values() for label in each.truth]
+    together = Accuracy(truth=truth, answers=[label for each in found.values() for label in each.answers])
+    of_teacher = [right for seed in found for right in teacher[seed].right]
+    manifests = [manifest for seed in found if (manifest := Manifest.read(run / f"{name}-{seed}"))]
+    low, high = together.interval
+    return ArmResult(
+        arm=name,
+        seeds=list(found),
+        by_seed=[each.share for each in found.values()],
+        accuracy=together.share,
+        low=low,
+        high=high,
+        to_teacher=None if name == "fp_sft" else compare(of_teacher, together.right),
+        tokens=manifests[0].figures["tokens"],
+        seconds=sum(manifest.wall_seconds for manifest in manifests) / len(manifests),
+    )
+
+
+def table(rows: list[ArmResult]) -> str:
+    """The table as text; all figures but p are percentages or points."""
+    head = ("arm", "accuracy", "95% interval", "by seed", "to FP-SFT", "95% interval", "McNemar p", "tokens", "seconds")
+    return aligned([head, *(cells(row) for row in rows)])
+
+
+def cells(row: ArmResult) -> tuple[str, ...]:
+    """One row of the table."""
+    by_seed = " ".join(f"{100 * share:.1f}" for share in row.by_seed)
+    difference: tuple[str, ...] = ("", "", "")
+    if (paired := row.to_teacher) is not None:
+        p_value = "" if paired.p_value is None else f"{paired.p_value:.2g}"
+        difference = (f"{100 * paired.difference:+.1f}", f"{100 * paired.low:+.1f} to {100 * paired.high:+.1f}", p_value)
+    interval = f"{100 * row.low:.1f}-{100 * row.high:.1f}"
+    return (NAMES[row.arm], f"{100 * row.accuracy:.1f}", interval, by_seed, *difference, f"{row.tokens:,}", f"{row.seconds:.0f}")
+
+
+def plot(rows: list[ArmResult], title: str, target: Path) -> None:
+    """Accuracy with intervals, arm by arm, seeds as dots, as SVG."""
+    import matplotlib
+
+    matplotlib.use("Agg")
+    from matplotlib import pyplot
+
+    figure, axes = pyplot.subplots(figsize=(8, 0.55 * len(rows) + 1.4), layout="constrained")
+    for place, row in enumerate(rows):
+        errors = [[100 * (row.accuracy - row.low)], [100 * (row.high - row.accuracy)]]
+        axes.errorbar([100 * row.accuracy], [place], xerr=errors, fmt="o", color="#1f5fa8", capsize=4)
+        axes.scatter([100 * share for share in row.by_seed], [place] * len(row.by_seed), s=18, color="#c1571f", zorder=3)
+    axes.axvline(100 * rows[0].accuracy, color="grey", linestyle=":", linewidth=1)
+    axes.set_yticks(range(len(rows)), [NAMES[row.arm] for row in rows])
+    axes.invert_yaxis()
+    axes.set_xlabel("accuracy on held-out examples, %; bars: 95% interval over items, dots: seeds")
+    axes.set_title(title)
+    with write_aside(target) as aside:
+        figure.savefig(aside, format="svg", metadata={"Date": None})
+    pyplot.close(figure)
+
+
+def write_results(study: Study, run: Path) -> str:
+    """Write `results.json`, `results.txt` and `results.svg` into the run; returns the table."""
+    rows = results(study, run)
+    told = table(rows)
+    tree: dict[str, Any] = {"study": study.model_dump(mode="json"), "arms": [row.model_dump(mode="json") for row in rows]}
+    write_json(run / "results.json", tree)
+    with write_aside(run / "results.txt") as aside:
+        aside.write_text(told + "\n", encoding="utf-8")
+    depth = f"{study.num_layers} layers" if study.num_layers else "all layers"
+    plot(rows, f"{run.name}: {depth}, {rows[0].tokens:,} task tokens, seeds {', '.join(map(str, rows[0].seeds))}", run / "results.svg")
+    return told

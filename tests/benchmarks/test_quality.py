@@ -1,0 +1,89 @@
+"""The quality studies: every file becomes valid stages, arms differ in what they say and in nothing else, tables say what was measured."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from benchmarks.quality.language import LanguageStudy, at_seconds
+from benchmarks.quality.study import ARMS, Study
+from benchmarks.quality.table import results, table
+from jobs.stages import PlannedStage, plan_stages
+from wfray.config.train import TrainConfig
+from wfray.evals import Accuracy, Score, Scores, SubjectScores
+
+ROOT = Path(__file__).parents[2]
+FILES = sorted((ROOT / "benchmarks" / "quality").glob("*.yaml"))
+
+
+def stages(study: Study, run: Path) -> dict[str, PlannedStage]:
+    return {stage.name: stage for stage in plan_stages(study.pipeline(ROOT, run), run, ROOT)}
+
+
+@pytest.mark.parametrize("path", FILES, ids=lambda path: path.stem)
+def test_every_study_is_a_pipeline_of_valid_stages(path: Path, tmp_path: Path) -> None:
+    if path.stem == "language":
+        study = LanguageStudy.load(path)
+        planned = plan_stages(study.pipeline(tmp_path), tmp_path, ROOT)
+        assert len(planned) == 5 + len(study.arms) * len(study.budgets)
+        return
+    planned_by_name = stages(Study.load(path, ["seeds=[0, 1]"]), tmp_path)
+    for name, stage in planned_by_name.items():
+        made_before = list(planned_by_name)[: list(planned_by_name).index(name)]
+        parents = stage.config.parents if isinstance(stage.config, TrainConfig) else {}
+        assert set(parents.values()) <= set(made_before), name
+
+
+def test_arms_differ_in_student_and_terms_alone(tmp_path: Path) -> None:
+    planned = stages(Study.load(ROOT / "benchmarks/quality/sentiment.yaml", ["seeds=[3]"]), tmp_path)
+    arms = {name: planned[f"{name}-3"].config for name in ARMS}
+    assert all(isinstance(arm, TrainConfig) for arm in arms.values())
+    shared = [
+        json.dumps([arm.corpus, arm.train.model_dump(mode="json", exclude={"optimizer"})])  # type: ignore[attr-defined]
+        for arm in arms.values()
+    ]
+    assert len(set(shared)) == 1
+    assert {name: arm.student for name, arm in arms.items()} == {  # type: ignore[attr-defined]
+        **dict.fromkeys(("fp_sft", "bitnet_sft"), "convert-plain"),
+        "subln": "convert",
+        **dict.fromkeys(("ct", "logits_kd", "attention_kd", "bitdistill"), "align-3"),
+    }
+    assert {name for name, arm in arms.items() if arm.quantization.schedule == "none"} == {"fp_sft"}  # type: ignore[attr-defined]
+    assert {name for name, arm in arms.items() if arm.teacher} == {"logits_kd", "attention_kd", "bitdistill"}  # type: ignore[attr-defined]
+    assert arms["bitdistill"].parents["teacher"] == "fp_sft-3"  # type: ignore[attr-defined]
+
+
+def write_stage(run: Path, name: str, figures: dict[str, Any], seconds: float = 10.0) -> Path:
+    directory = run / name
+    directory.mkdir(parents=True)
+    manifest = {"stage": name, "status": "complete", "config": {}, "config_sha256": "", "parents": {}, "started": 0.0}
+    (directory / "manifest.json").write_text(json.dumps({**manifest, "figures": figures, "wall_seconds": seconds}))
+    return directory
+
+
+def test_the_table_pairs_every_arm_with_the_teacher_over_all_seeds(tmp_path: Path) -> None:
+    study = Study.load(ROOT / "benchmarks/quality/sentiment.yaml", ["seeds=[0, 1, 2]", "arms=[fp_sft, bitnet_sft]"])
+    truth = [0, 1] * 50
+    for seed in (0, 1):
+        answers = {"fp_sft": truth[:90] + [2] * 10, "bitnet_sft": truth[: 70 + 4 * seed] + [2] * (30 - 4 * seed)}
+        subjects = []
+        for name, given in answers.items():
+            found = Accuracy(truth=truth, answers=given)
+            sources = {"movies": Score(num_tokens=1, sum_nats=1.0)}
+            subjects.append(SubjectScores(name=name, kind="student", reference=name, sources=sources, accuracy={"movies": found}))
+            write_stage(tmp_path, f"{name}-{seed}", {"tokens": 4096})
+        Scores(precision="float32", subjects=subjects).write(write_stage(tmp_path, f"evaluate-{seed}", {}))
+    teacher, student = results(study, tmp_path)
+    assert (teacher.accuracy, teacher.to_teacher, teacher.seeds) == (0.9, None, [0, 1])
+    assert student.by_seed == [0.7, 0.74] and student.accuracy == pytest.approx(0.72)
+    assert student.to_teacher is not None and student.to_teacher.difference == pytest.approx(-0.18)
+    assert student.to_teacher.num_items == 200 and student.to_teacher.only_second == 0
+    assert "BitNet-SFT" in table([teacher, student]) and "-18.0" in table([teacher, student])
+
+
+def test_equal_time_is_interpolated_over_its_logarithm() -> None:
+    points = [(1.0, 8.0), (10.0, 6.0), (100.0, 5.0)]
+    assert at_seconds(points, 10.0**0.5) == pytest.approx(7.0)
+    assert at_seconds(points, 100.0) == pytest.approx(5.0)
+    assert at_seconds(points, 0.1) == 8.0

@@ -1,0 +1,214 @@
+"""lm-eval through divided requests: equal to one process to the bit, to a plain reference scorer, and resumed where it stopped."""
+
+import json
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+import yaml
+from lm_eval.api.instance import Instance
+from lm_eval.evaluator import simple_evaluate
+from lm_eval.models.huggingface import HFLM
+from lm_eval.tasks import TaskManager
+from transformers import AutoModelForCausalLM, AutoTokenizer
+
+from wfray.config.convert import Subln
+from wfray.config.harness import PRESETS, Harness
+from wfray.config.model import RandomModel
+from wfray.data.tokenizer import load_tokenizer
+from wfray.evals.divided import Answer, DividedLM
+from wfray.evals.gguf_lm import GGUFLM
+from wfray.evals.harness import TASKS, compared, run_tasks, save, summary, task_manager
+from wfray.evals.models import StudentLM
+from wfray.evals.slices import Kind, Request, divide
+from wfray.evals.summaries import corpus_bleu, process_results
+from wfray.export.original import write_original
+from wfray.export.parity import training_logits
+from wfray.student import convert, load_original, load_student, materialize, save_student
+
+SHAPE = {"family": "llama", "vocab_size": 49152, "tied_head": True, "head_dim": 16, "num_heads": 2, "num_kv_heads": 1}
+SHAPE |= {"num_layers": 2, "hidden_size": 32, "intermediate_size": 64}
+SMOLLM2 = yaml.safe_load((Path(__file__).parents[3] / "configs/models/smollm2_135m.yaml").read_text())
+SOURCE = RandomModel.model_validate({"kind": "random", "tokenizer": SMOLLM2, "architecture": SHAPE})
+ITEMS = [
+    ("The river ran past the old", ["mill.", "violin of the queen.", "and very blue number"], 0),
+    ("Two and two are", ["four", "five", "a small yellow bird, which sang"], 0),
+    ("def area(width, height):\n    return", ["width * height", "None", "height"], 0),
+    ("Question: is water wet?\nAnswer:", ["yes", "no", "maybe"], 0),
+    ("A house of", ["cards", "four hundred and twelve storeys", "brick"], 2),
+    ("", ["Once upon a time", "zzz", "The"], 2),
+    ("In the beginning God created the heaven and the", ["earth", "sea", "bread and the wine of the vineyard"], 0),
+] * 2
+TEXTS = ["The ships hung in the sky.", "All happy families are alike; each unhappy family is unhappy in its own way. " * 30, "Yes"]
+
+
+@pytest.fixture(scope="module")
+def place(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A directory with `original/`, `student/`, `model.gguf` and `tasks/` of all three kinds of requests."""
+    directory = tmp_path_factory.mktemp("harness")
+    materialize(SOURCE, directory).rename(directory / "original")
+    student = convert(load_original(directory / "original"), Subln(init="ones"), None)
+    save_student(student, directory / "student", tokenizer_from=directory / "original")
+    write_original(directory / "original", directory / "model.gguf")
+    write_tasks(directory / "tasks")
+    return directory
+
+
+def write_tasks(folder: Path) -> None:
+    folder.mkdir()
+    rows = [{"context": context, "choices": choices, "gold": gold} for context, choices, gold in ITEMS]
+    (folder / "items.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    (folder / "texts.jsonl").write_text("".join(json.dumps({"text": text}) + "\n" for text in TEXTS))
+    common = {"test_split": "test", "metadata": {"version": 1}}
+    items, texts = (
+        {**common, "dataset_path": "json", "dataset_kwargs": {"data_files": {"test": str(folder / f"{name}.jsonl")}}}
+        for name in ("items", "texts")
+    )
+    scored = [{"metric": metric, "aggregation": "mean", "higher_is_better": True} for metric in ("acc", "acc_norm")]
+    choices = {"task": "tiny_choices", "output_type": "multiple_choice", "doc_to_text": "{{context}}", "doc_to_target": "gold", **items}
+    choices |= {"doc_to_choice": "{{choices}}", "metric_list": scored}
+    rolling = {"task": "tiny_rolling", "output_type": "loglikelihood_rolling", "doc_to_text": "", "doc_to_target": "{{text}}", **texts}
+    rolling |= {"metric_list": [{"metric": "byte_perplexity"}]}
+    writing = {"task": "tiny_writing", "output_type": "generate_until", "doc_to_text": "{{text}}", "doc_to_target": "{{text}}", **texts}
+    writing |= {"metric_list": [{"metric": "exact_match"}], "generation_kwargs": {"max_gen_toks": 5, "do_sample": False, "until": ["\n"]}}
+    for task in (choices, rolling, writing):
+        (folder / f"{task['task']}.yaml").write_text(yaml.safe_dump(task))
+
+
+class HereWorkers:
+    """A model in this process that answers slice by slice, in an order of its own, and may stop after some."""
+
+    def __init__(self, lm: Any, stop_after: int | None = None) -> None:
+        self.lm, self.stop_after, self.num_answered = lm, stop_after, 0
+
+    def divide(self, kind: Kind, requests: Sequence[Request], size: int) -> list[list[int]]:
+        return divide(self.lm, kind, requests, size)
+
+    def answers(self, kind: Kind, slices: Sequence[Sequence[Request]]) -> Iterator[tuple[int, list[Answer]]]:
+        for number in reversed(range(len(slices))):
+            if self.num_answered == self.stop_after:
+                raise KeyboardInterrupt
+            instances = [Instance(kind, {}, tuple(request), index) for index, request in enumerate(slices[number])]
+            self.num_answered += 1
+            yield number, list(getattr(self.lm, kind)(instances))
+
+    def ask(self, name: str, *arguments: Any) -> Any:
+        found = getattr(self.lm, name)
+        return found(*arguments) if callable(found) else found
+
+
+def harness(place: Path, **change: Any) -> Harness:
+    tree = {"tasks": ["tiny_choices", "tiny_rolling", "tiny_writing"], "include": [str(place / "tasks")], "batch_size": 3, **change}
+    return Harness.parse(tree, origin="a test")
+
+
+@pytest.fixture(scope="module")
+def lms(place: Path) -> dict[str, Any]:
+    """What a single-process lm-eval run uses."""
+    settings = {"batch_size": 3, "device": "cpu"}
+    return {
+        "original": HFLM(str(place / "original"), dtype="float32", **settings),
+        "student": StudentLM(str(place / "student"), **settings),
+        "gguf": GGUFLM(str(place / "model.gguf"), context=256, threads=1),
+    }
+
+
+def divided(lm: Any, place: Path, kept: Path, **change: Any) -> dict[str, Any]:
+    return run_tasks(DividedLM(HereWorkers(lm), kept, 4, lambda share, kind: None), harness(place, **change))
+
+
+@pytest.mark.parametrize("kind", ["original", "student", "gguf"])
+def test_divided_requests_give_the_results_of_one_process_to_the_bit(kind: str, lms: dict[str, Any], place: Path, tmp_path: Path) -> None:
+    settings = harness(place)
+    manager = TaskManager(include_path=settings.include)
+    whole = simple_evaluate(model=lms[kind], tasks=settings.task_names, task_manager=manager)
+    parts = divided(lms[kind], place, tmp_path)
+    assert len(list(tmp_path.iterdir())) > 9
+    for key in ("results", "samples", "n-samples", "configs", "versions", "n-shot", "higher_is_better"):
+        assert json.dumps(parts[key], default=str) == json.dumps(whole[key], default=str), key
+
+
+def test_scores_are_those_of_a_plain_scorer(lms: dict[str, Any], place: Path, tmp_path: Path) -> None:
+    """One text at a time through plain transformers, no batches, no padding, no cache."""
+    model = AutoModelForCausalLM.from_pretrained(place / "original", dtype=torch.float32).eval()
+    tokenizer = AutoTokenizer.from_pretrained(place / "original")
+    right, right_by_byte = 0, 0
+    for context, choices, gold in ITEMS:
+        sums = []
+        for choice in choices:
+            prefix = tokenizer(context).input_ids if context else [tokenizer.bos_token_id]
+            whole = tokenizer(f"{context} {choice}").input_ids if context else prefix + tokenizer(f" {choice}").input_ids
+            with torch.no_grad():
+                log_probs = torch.log_softmax(model(torch.tensor([whole])).logits[0], -1)
+            sums.append(sum(log_probs[at - 1, whole[at]].item() for at in range(len(prefix), len(whole))))
+        right += max(range(3), key=lambda number: sums[number]) == gold
+        right_by_byte += max(range(3), key=lambda number: sums[number] / len(choices[number])) == gold
+    found = divided(lms["original"], place, tmp_path, tasks=["tiny_choices"])["results"]["tiny_choices"]
+    assert found["acc,none"] == right / len(ITEMS)
+    assert found["acc_norm,none"] == right_by_byte / len(ITEMS)
+
+
+def test_a_student_scores_as_its_own_forward_pass_does(lms: dict[str, Any], place: Path) -> None:
+    student, tokenizer = load_student(place / "student"), load_tokenizer(SOURCE)
+    for context, continuation in (("The river ran past the old", " mill."), ("Two and two are", " a small yellow bird, which sang")):
+        prefix, whole = tokenizer.encode(context), tokenizer.encode(context + continuation)
+        log_probs = torch.log_softmax(training_logits(student, whole), -1)
+        expected = sum(log_probs[at - 1, whole[at]].item() for at in range(len(prefix), len(whole)))
+        [(found, _)] = lms["student"].loglikelihood([Instance("loglikelihood", {}, (context, continuation), 0)])
+        assert found == pytest.approx(expected, abs=1e-3)
+
+
+def test_a_gguf_file_scores_and_writes_as_the_checkpoint_that_it_was_made_from(lms: dict[str, Any]) -> None:
+    pairs = [(context, f" {choice}") for context, choices, _ in ITEMS[:5] for choice in choices]
+    asked = [Instance("loglikelihood", {}, pair, number) for number, pair in enumerate(pairs)]
+    for (ours, _), (theirs, _) in zip(lms["gguf"].loglikelihood(asked), lms["original"].loglikelihood(asked), strict=True):
+        assert ours == pytest.approx(theirs, rel=2e-3)
+    texts = [Instance("loglikelihood_rolling", {}, (TEXTS[0],), 0)]
+    assert lms["gguf"].loglikelihood_rolling(texts) == pytest.approx(lms["original"].loglikelihood_rolling(texts), rel=2e-3)
+    writing = [Instance("generate_until", {}, (TEXTS[0], {"until": ["\n"], "max_gen_toks": 4, "do_sample": False}), 0)]
+    assert lms["gguf"].generate_until(writing) == lms["original"].generate_until(writing)
+
+
+def test_what_was_answered_before_a_kill_is_not_asked_again(lms: dict[str, Any], place: Path, tmp_path: Path) -> None:
+    def run(workers: HereWorkers) -> dict[str, Any]:
+        return run_tasks(DividedLM(workers, tmp_path / "kept", 4, lambda share, kind: None), harness(place, tasks=["tiny_choices"]))
+
+    first, second = HereWorkers(lms["original"], stop_after=3), HereWorkers(lms["original"])
+    with pytest.raises(KeyboardInterrupt):
+        run(first)
+    resumed = run(second)
+    whole = divided(lms["original"], place, tmp_path / "whole", tasks=["tiny_choices"])
+    assert first.num_answered == 3 and second.num_answered == len(list((tmp_path / "whole").iterdir())) - 3
+    assert resumed["results"] == whole["results"]
+
+
+def test_every_output_is_kept_and_two_subjects_are_compared(lms: dict[str, Any], place: Path, tmp_path: Path) -> None:
+    for name in ("original", "student"):
+        save(divided(lms[name], place, tmp_path / f"{name}-kept"), {"model": name}, tmp_path / name)
+    samples = [json.loads(line) for line in (tmp_path / "student" / "samples_tiny_choices.jsonl").read_text().splitlines()]
+    assert [sample["doc"]["context"] for sample in samples] == [context for context, _, _ in ITEMS]
+    assert all(len(sample["resps"]) == 3 and sample["arguments"] for sample in samples)
+    scores = summary("student", "student", tmp_path / "student")
+    score = scores.find("tiny_choices", "acc")
+    assert score is not None and score.value == sum(sample["acc"] for sample in samples) / len(samples) and score.num_items == len(samples)
+    found = {(each.task, each.metric): each.paired for each in compared([("original", "student")], tmp_path)}
+    assert found[("tiny_choices", "acc")].num_items == len(ITEMS)
+    difference = score.value - summary("original", "original", tmp_path / "original").find("tiny_choices", "acc").value  # type: ignore[union-attr]
+    assert found[("tiny_choices", "acc")].difference == pytest.approx(difference)
+
+
+def test_every_preset_names_tasks_that_exist_and_unknown_ones_are_refused() -> None:
+    manager = TaskManager(include_path=str(TASKS))
+    for name, tasks in PRESETS.items():
+        assert all(manager.match_tasks([task]) for task in tasks), name
+    with pytest.raises(ValueError, match="knows no task no_such_task"):
+        task_manager(Harness(tasks=["no_such_task"]))
+
+
+def test_summaries_are_scored_alike_to_the_papers() -> None:
+    same = process_results({"highlights": "the cat sat on the mat today"}, ["the cat sat on the mat today"])
+    assert same["rougeLsum"] == 100 and corpus_bleu([same["bleu"]]) == pytest.approx(100)
+    half = process_results({"highlights": "the cat sat"}, ["the dog sat"])
+    assert half["rouge1"] == pytest.approx(200 / 3) and half["rouge2"] == 0

@@ -1,0 +1,120 @@
+"""lm-eval's tasks for one model: run, kept in its own format, and summed up.
+
+Of a subject its folder holds `results.json` (what lm-eval returns) and `samples_<task>.jsonl` (every item with its prompts, the
+model's answers and the scores that follow from them).
+"""
+
+import json
+from pathlib import Path
+from typing import Any
+
+from lm_eval.api.model import LM
+from lm_eval.evaluator import simple_evaluate
+from lm_eval.tasks import TaskManager
+from lm_eval.utils import handle_non_serializable
+
+from wfray.config.harness import Harness
+from wfray.evals.harness_scores import Comparison, SubjectTasks, TaskScore
+from wfray.evals.paired import compare
+from wfray.runs import write_aside
+
+TASKS = Path(__file__).parent / "tasks"
+RESULTS = "results.json"
+
+
+def task_manager(harness: Harness) -> TaskManager:
+    """lm-eval's tasks, ours, and those of the configuration's folders.
+
+    Raises:
+        ValueError: a task is unknown.
+    """
+    manager = TaskManager(include_path=[str(TASKS), *harness.include])
+    if unknown := [name for name in harness.task_names if not manager.match_tasks([name])]:
+        raise ValueError(
+            f"lm-eval knows no task {', '.join(unknown)}: `python -m lm_eval ls tasks` lists them; harness.include adds folders"
+        )
+    return manager
+
+
+def run_tasks(lm: LM, harness: Harness) -> dict[str, Any]:
+    """All tasks of a configuration for one model, as lm-eval's `simple_evaluate` does them.
+
+    Raises:
+        ValueError: a task is unknown.
+    """
+    manager = task_manager(harness)
+    names = [name for pattern in harness.task_names for name in manager.match_tasks([pattern])]
+    results = simple_evaluate(
+        model=lm,
+        tasks=list(names),
+        num_fewshot=harness.num_fewshot,
+        limit=harness.item_limit,
+        apply_chat_template=harness.chat_template,
+        system_instruction=harness.system_instruction,
+        bootstrap_iters=harness.bootstrap_iterations,
+        task_manager=manager,
+    )
+    assert results is not None
+    return dict(results)
+
+
+def save(results: dict[str, Any], described: dict[str, Any], directory: Path) -> None:
+    """Write what lm-eval returned into `directory`.
+
+    Args:
+        results: of `run_tasks`.
+        described: what stands for the model in it.
+        directory: the subject's folder.
+    """
+    whole = {key: value for key, value in results.items() if key != "samples"}
+    whole["config"] = {**whole["config"], **described}
+    for task, samples in results["samples"].items():
+        with write_aside(directory / f"samples_{task}.jsonl") as aside:
+            aside.write_text("".join(dumped(sample) + "\n" for sample in samples), encoding="utf-8")
+    with write_aside(directory / RESULTS) as aside:
+        aside.write_text(dumped(whole, indent=2) + "\n", encoding="utf-8")
+
+
+def dumped(value: Any, indent: int | None = None) -> str:
+    """JSON as lm-eval writes it."""
+    return json.dumps(value, default=handle_non_serializable, ensure_ascii=False, indent=indent)
+
+
+def summary(name: str, kind: str, directory: Path) -> SubjectTasks:
+    """The scores in a subject's folder."""
+    results = json.loads((directory / RESULTS).read_text(encoding="utf-8"))
+    scores = []
+    for task, values in results["results"].items():
+        for key, value in values.items():
+            metric, comma, filter_name = key.partition(",")
+            if comma and not metric.endswith("_stderr"):
+                stderr = values.get(f"{metric}_stderr,{filter_name}")
+                stderr = stderr if isinstance(stderr, float | int) else None
+                num_items = int(values.get("sample_len", 0))
+                scores.append(TaskScore(task=task, metric=metric, filter=filter_name, value=value, stderr=stderr, num_items=num_items))
+    return SubjectTasks(name=name, kind=kind, tasks=scores)
+
+
+def compared(pairs: list[tuple[str, str]], directory: Path) -> list[Comparison]:
+    """Pairs of subjects, by their folders in `directory`, on every task and metric with one number an item."""
+    found = []
+    for first, second in pairs:
+        files = sorted(file.name for file in (directory / first).glob("samples_*.jsonl"))
+        for file in files:
+            ours, theirs = (item_scores(directory / name / file) for name in (first, second))
+            for metric in ours.keys() & theirs.keys():
+                task = file.removeprefix("samples_").removesuffix(".jsonl")
+                paired = compare(list(ours[metric].values()), [theirs[metric][item] for item in ours[metric]])
+                found.append(Comparison(first=first, second=second, task=task, metric=metric, paired=paired))
+    return sorted(found, key=lambda each: (each.first, each.second, each.task, each.metric))
+
+
+def item_scores(file: Path) -> dict[str, dict[tuple[int, str], float]]:
+    """Of each metric with one number an item: the item (its number and the hash of its content) -> the number."""
+    scores: dict[str, dict[tuple[int, str], float]] = {}
+    samples = [json.loads(line) for line in file.read_text(encoding="utf-8").splitlines()]
+    for sample in samples:
+        for metric in sample["metrics"]:
+            if isinstance(sample[metric], int | float):
+                scores.setdefault(metric, {})[(sample["doc_id"], sample["doc_hash"])] = float(sample[metric])
+    return scores

