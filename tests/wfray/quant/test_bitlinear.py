@@ -5,7 +5,7 @@ import torch
 from torch import Tensor, nn
 
 from wfray.config.train import Quantization
-from wfray.quant import BitLinear, fake_quantize_activations, hold_codes, lambda_at, quantize_weight, release_codes, set_lambda
+from wfray.quant import BitLinear, fake_quantize_activations, hold_codes, int8, lambda_at, quantize_weight, release_codes, set_lambda
 
 
 def reference_weight(weight: Tensor) -> Tensor:
@@ -106,3 +106,14 @@ def test_lambda_rises_from_near_zero_to_exactly_one(schedule: str) -> None:
 def test_lambda_outside_its_range_is_refused(layer: BitLinear) -> None:
     with pytest.raises(ValueError, match="between 0 and 1"):
         set_lambda(layer, 1.5)
+
+
+@pytest.mark.parametrize("fast", [True, False])
+def test_both_integer_products_are_exact(fast: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(int8, "HAS_INT8_PRODUCTS", fast)
+    codes_TC = torch.randint(-127, 128, (40, 12_288), dtype=torch.int8)
+    codes_DC = torch.randint(-1, 2, (24, 12_288), dtype=torch.int8)
+    codes_TC[0], codes_DC[0] = 127, 1
+    exact = codes_TC.long() @ codes_DC.long().t()
+    found = int8.int8_matmul(codes_TC, codes_DC)
+    assert found.dtype == torch.int32 and torch.equal(found.long(), exact)
