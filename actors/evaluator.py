@@ -17,9 +17,9 @@ from wfray.evals import Accuracy, Continuation, Score, total
 from wfray.evals.classification import accuracy, label_tokens, labelled_rows
 from wfray.evals.continuations import continue_greedily, heldout_prompts
 from wfray.evals.perplexity import score_batch
+from wfray.quant.precision import dtype_of, resolved
 from wfray.student import load_original, load_student
 from wfray.train.feed import as_tensors
-from wfray.train.loop import DTYPES
 
 
 class Evaluator:
@@ -30,7 +30,11 @@ class Evaluator:
     def __init__(self, config: EvaluateConfig, corpus: Path) -> None:
         if config.threads is not None:
             torch.set_num_threads(config.threads)
-        self.config, self.dtype, self.directory = config, DTYPES[config.precision], corpus
+        self.config, self.dtype, self.directory = config, dtype_of(config.precision), corpus
+
+    def precision(self) -> str:
+        """Of the products."""
+        return resolved(self.config.precision)
 
     def open(self, subject: Subject, model: Path) -> list[str]:
         """Load the model in the directory `model` in place of the last one; returns the names of the sources."""

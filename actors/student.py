@@ -26,6 +26,7 @@ from wfray.objectives import StageLoss
 from wfray.objectives.relations import check_split
 from wfray.quant import lambda_at
 from wfray.quant.determinism import use_deterministic_algorithms
+from wfray.quant.precision import dtype_of
 from wfray.runs.files import remove, write_aside, write_json
 from wfray.student import load_student, save_student
 from wfray.student.compiled import compile_layers
@@ -33,7 +34,6 @@ from wfray.student.original import architecture_of
 from wfray.teacher import Fingerprint, SignalRequest
 from wfray.train import CheckpointStore, Collective, Feed, Replica, StepPlan, Trainer
 from wfray.train.influence import StudentProbe, make_mixer
-from wfray.train.loop import DTYPES
 from wfray.train.optimizer import make_optimizer
 from wfray.train.state import TrainingState
 from wfray.train.tracking import open_log
@@ -111,8 +111,9 @@ def run_worker(config: TrainConfig, directory: Path, student: Path, corpus: Path
     if teacher is not None:
         require_same_teacher(teacher.fingerprint, directory, is_resumed=newest is not None, is_first=collective.rank == 0)
     head_VC = teacher.head() if teacher and "hidden" in teacher.wanted.wires else None
-    loss = StageLoss(config.objectives, head_VC, DTYPES[config.train.precision])
-    replica = Replica(model, DTYPES[config.train.precision], collective)
+    precision = dtype_of(config.train.precision)
+    loss = StageLoss(config.objectives, head_VC, precision)
+    replica = Replica(model, precision, collective)
     optimizer = make_optimizer(model, config.train)
     progress = checkpoints.load(newest, model, optimizer) if newest else None
     done = progress.step if progress else 0

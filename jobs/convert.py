@@ -2,16 +2,15 @@
 
 ray job submit --working-dir . -- python -m jobs.convert --config configs/convert/smollm2_135m.yaml run=$PWD/runs/mine
 
-The original is held in bfloat16, as it is stored, and the student's latent weights are written in float32, shard by shard: a model of
-4 billion weights needs 8 GB of memory and a shard, and 16 GB of disk for the student.
+The original is held in bfloat16 (in float32 on a CPU that does not multiply bfloat16), and the student's latent weights are written in
+float32, shard by shard: a model of 4 billion weights needs 8 GB of memory and a shard, and 16 GB of disk for the student.
 """
 
 import shutil
 
-import torch
-
 from jobs.cli import run_job
 from wfray.config.convert import ConvertConfig
+from wfray.quant.precision import dtype_of
 from wfray.runs import Stage, resolve_home, write_aside
 from wfray.student import calibrate, convert, load_original, materialize, save_student
 
@@ -27,7 +26,7 @@ def main(config: ConvertConfig) -> None:
         source = materialize(config.model, resolve_home(config.models))
         with write_aside(stage.directory / "original") as aside:
             shutil.copytree(source, aside)
-        model = load_original(source, torch.bfloat16)
+        model = load_original(source, dtype_of("auto"))
         input_rms = None
         if config.calibrates:
             metrics.write(progress=0.6, message="calibrating")

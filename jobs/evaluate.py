@@ -49,7 +49,7 @@ def measure_checkpoints(config: EvaluateConfig, stage: Stage, metrics: MetricsLo
     """Perplexity and accuracy of the checkpoints; the table."""
     assert config.corpus is not None
     evaluator = start_evaluator(config, stage.inputs["corpus"] / "corpus")
-    scores, share = Scores(precision=config.precision, subjects=[]), 1 / len(config.checkpoints)
+    scores, share = Scores(precision=evaluator.precision(), subjects=[]), 1 / len(config.checkpoints)
     for subject in config.checkpoints:
         sources = evaluator.open(subject, stage.inputs[subject.name] / subject.kind)
         measured = measure(evaluator, subject, sources, metrics, len(scores.subjects) * share, share)

@@ -32,10 +32,10 @@ def by_hand(tmp_path: Path) -> Iterator[tuple[subprocess.Popen[str], str]]:
     process.kill()
 
 
-def listening(processes: list[psutil.Process]) -> list[psutil._common.addr]:
+def listening(processes: list[psutil.Process]) -> set[str]:
     """The addresses on which some of `processes` take connections."""
     pids = {process.pid for process in processes}
-    return [socket.laddr for socket in psutil.net_connections("tcp") if socket.status == "LISTEN" and socket.pid in pids]
+    return {socket.laddr.ip for socket in psutil.net_connections("tcp") if socket.status == "LISTEN" and socket.pid in pids}
 
 
 def test_readme_names_every_job_and_its_configuration() -> None:
@@ -58,7 +58,7 @@ def test_a_job_submitted_by_hand_and_a_cluster_that_ends_with_its_starter(by_han
     assert result.returncode == 0 and "tokens packed in" in result.stdout, result.stdout + result.stderr
     assert Manifest.read(tmp_path / "run" / "pack").status == "complete"  # type: ignore[union-attr]
     family = psutil.Process(process.pid).children(recursive=True)
-    assert {address.ip.removeprefix("::ffff:") for address in listening(family)} == {"127.0.0.1"}
+    assert {address.removeprefix("::ffff:") for address in listening(family)} == {"127.0.0.1"}
     process.send_signal(signal.SIGKILL)
     _, alive = psutil.wait_procs(family, timeout=120)
     assert not [process for process in alive if process.status() != psutil.STATUS_ZOMBIE]

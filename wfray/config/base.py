@@ -11,7 +11,7 @@ import difflib
 import hashlib
 import json
 from pathlib import Path
-from typing import Annotated, Any, Self
+from typing import Annotated, Any, Literal, Self
 
 import yaml
 from pydantic import BaseModel, ConfigDict, ValidationError
@@ -22,6 +22,8 @@ class Location:
 
 
 RunPath = Annotated[str, Location()]
+Precision = Literal["auto", "bfloat16", "float32"]
+"""Of products; auto: bfloat16 on GPUs and on CPUs that multiply it, float32 elsewhere (`wfray.quant.precision`)."""
 
 
 class Config(BaseModel):

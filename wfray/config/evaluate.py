@@ -4,7 +4,7 @@ from typing import Annotated, Literal, Self
 
 from pydantic import Field, NonNegativeFloat, PositiveInt, model_validator
 
-from wfray.config.base import Config, Location, StageConfig
+from wfray.config.base import Config, Location, Precision, StageConfig
 from wfray.config.harness import Harness
 from wfray.config.train import Tracking
 
@@ -92,7 +92,7 @@ class EvaluateConfig(StageConfig):
     """Held-out rows of each source, always the same ones."""
     batch_rows: PositiveInt = 4
     """Rows of one forward pass."""
-    precision: Literal["bfloat16", "float32"] = "bfloat16"
+    precision: Precision = "auto"
     """Of the products, as in training; losses are summed in float64."""
     continuations: Continuations | None = None
     classification: list[LabelledSource] = []

@@ -4,7 +4,7 @@ from typing import Literal, Self
 
 from pydantic import Field, NonNegativeFloat, PositiveFloat, PositiveInt, model_validator
 
-from wfray.config.base import Config, RunPath
+from wfray.config.base import Config, Precision, RunPath
 from wfray.config.model import ModelSource
 
 Wire = Literal["hidden", "layers", "qkv", "topk", "sampled", "logits"]
@@ -69,7 +69,7 @@ class TeacherConfig(Config):
     """Further command-line arguments for the server of vllm or sglang."""
     wires: list[Wire] = Field(["hidden"], min_length=1)
     """What students may count on: tried once when a replica starts. Others are answered too where the engine has them."""
-    dtype: Literal["bfloat16", "float32"] = "bfloat16"
+    dtype: Precision = "auto"
     num_replicas: PositiveInt | Autoscaling = 1
     num_cpus: NonNegativeFloat = 0.5
     """CPUs that a replica reserves in Ray."""

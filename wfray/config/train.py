@@ -8,7 +8,7 @@ from typing import Annotated, Any, Literal, Self
 
 from pydantic import Field, NonNegativeFloat, NonNegativeInt, PositiveFloat, PositiveInt, model_validator
 
-from wfray.config.base import Config, Location, StageConfig
+from wfray.config.base import Config, Location, Precision, StageConfig
 from wfray.config.mixing import Curriculum, InfluenceMixing, LearnedMixing, Mixing
 from wfray.config.optimizer import Clipping, EarlyStopping, FixedClipping, LearningRateSchedule, Optimizer, WeightAverage, ZClip
 
@@ -137,7 +137,7 @@ class Training(Config):
     micro_rows: PositiveInt = 4
     """Packed rows of one forward pass on one worker: lower it when memory runs out."""
     seed: int = 0
-    precision: Literal["bfloat16", "float32"] = "bfloat16"
+    precision: Precision = "auto"
     """Of the forward and backward products; master weights and optimizer states are float32."""
     gradient_checkpointing: bool = False
     """Keep the inputs of each layer only and compute the rest again in the backward pass: less memory, a third more work."""

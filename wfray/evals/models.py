@@ -18,6 +18,7 @@ from wfray.config.evaluate import EndpointSubject, EvaluateConfig, GGUFSubject, 
 from wfray.data.tokenizer import load_directory_tokenizer
 from wfray.evals.gguf_lm import GGUFLM
 from wfray.quant import hold_codes
+from wfray.quant.precision import resolved
 from wfray.student import load_student
 
 
@@ -62,7 +63,7 @@ def open_lm(config: EvaluateConfig, name: str, path: Path | None) -> LM:
     if config.threads is not None:
         torch.set_num_threads(config.threads)
     shared: dict[str, Any] = {"batch_size": config.harness.batch_size}
-    floats: dict[str, Any] = {**shared, "dtype": config.precision, "device": default_device()}
+    floats: dict[str, Any] = {**shared, "dtype": resolved(config.precision), "device": default_device()}
     match next(subject for subject in config.subjects if subject.name == name):
         case Subject(kind="student"):
             return StudentLM(str(path / "student" if path else ""), **floats)

@@ -7,11 +7,11 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
+from wfray.quant.precision import CPU_MULTIPLIES_INT8
+
 ACTIVATION_EPS = 1e-5
 LEVELS = 127
 CUDA_ROWS = 32
-HAS_INT8_PRODUCTS = torch.backends.cpu.get_cpu_capability().startswith("AVX512")
-"""Whether torch's int8 products on this CPU are the fast ones."""
 
 
 def quantize_activations(x: Tensor) -> tuple[Tensor, Tensor]:
@@ -34,11 +34,10 @@ def quantize_activations(x: Tensor) -> tuple[Tensor, Tensor]:
 def int8_matmul(codes_TC: Tensor, codes_DC: Tensor) -> Tensor:
     """The exact product `codes_TC @ codes_DC^T` of int8 and ternary codes, int32 [T, D].
 
-    CUDA's int8 tensor cores want more than 16 rows; fewer are filled up with zeros. Without AVX512 torch's int8 product on a CPU is
-    twenty times as slow as one of floats (2 against 40 GFLOP/s on a core of an AMD EPYC), which is exact too: no sum of up to 132,104
-    terms of 127 leaves the integers that a float32 holds.
+    CUDA's int8 tensor cores want more than 16 rows; fewer are filled up with zeros. On a CPU without VNNI torch's int8 product
+    is much slower than one of floats, which is exact too: no sum of up to 132,104 terms of 127 leaves the integers that a float32 holds.
     """
-    if not codes_TC.is_cuda and not HAS_INT8_PRODUCTS:
+    if not codes_TC.is_cuda and not CPU_MULTIPLIES_INT8:
         return (codes_TC.float() @ codes_DC.float().t()).to(torch.int32)
     missing = CUDA_ROWS - codes_TC.shape[0] if codes_TC.is_cuda else 0
     if missing <= 0:

@@ -3,6 +3,7 @@
 from pathlib import Path
 
 from wfray.config.teacher import TeacherConfig
+from wfray.quant.precision import resolved
 from wfray.teacher.cache import SignalStore
 from wfray.teacher.engine import Engine
 from wfray.teacher.meter import Meter
@@ -18,10 +19,11 @@ def make_engine(config: TeacherConfig, directory: Path) -> Engine:
     Raises:
         ValueError: the engine is not where the configuration says, or cannot load the model.
     """
+    dtype = resolved(config.dtype)
     if config.engine == "transformers":
-        return TransformersEngine(directory, config.dtype)
+        return TransformersEngine(directory, dtype)
     server = VLLMEngine if config.engine == "vllm" else SGLangEngine
-    return server(directory, config.dtype, Path(str(config.python)), config.threads or 1, config.engine_arguments)
+    return server(directory, dtype, Path(str(config.python)), config.threads or 1, config.engine_arguments)
 
 
 def make_service(config: TeacherConfig, directory: Path) -> TeacherService:

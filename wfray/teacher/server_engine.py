@@ -23,6 +23,7 @@ from torch import Tensor
 
 from wfray.config.teacher import EngineName
 from wfray.data.tokenizer import load_directory_tokenizer, tokenizer_sha256
+from wfray.quant.precision import DTYPES
 from wfray.runs.children import die_with_parent, free_port
 from wfray.student.checkpoint import read_config
 from wfray.student.weights import Weights
@@ -33,7 +34,6 @@ from wfray.teacher.signals import SignalRequest, encode
 START_SECONDS = 600
 STOP_SECONDS = 20
 ANSWER_SECONDS = 600
-DTYPES = {"bfloat16": torch.bfloat16, "float32": torch.float32}
 HEADS = ("lm_head.weight", "model.embed_tokens.weight")
 
 

@@ -7,13 +7,13 @@ rows would change the last bits.
 
 from importlib.metadata import version
 from pathlib import Path
-from typing import Literal
 
 import numpy as np
 import torch
 from torch import nn
 
 from wfray.data.tokenizer import load_directory_tokenizer, tokenizer_sha256
+from wfray.quant.precision import DTYPES
 from wfray.student.checkpoint import load_original
 from wfray.student.forward import lm_head_weight, run_body
 from wfray.student.weights import Weights
@@ -21,13 +21,11 @@ from wfray.teacher.engine import signals_of_hidden
 from wfray.teacher.fingerprint import Fingerprint
 from wfray.teacher.signals import SignalRequest, encode
 
-DTYPES = {"bfloat16": torch.bfloat16, "float32": torch.float32}
-
 
 class TransformersEngine:
     """Signals from a checkpoint directory; see `Engine`."""
 
-    def __init__(self, directory: Path, dtype: Literal["bfloat16", "float32"]) -> None:
+    def __init__(self, directory: Path, dtype: str) -> None:
         self.device = "cuda" if torch.cuda.is_available() else "cpu"
         self.model = load_original(directory, DTYPES[dtype])
         nn.Module.to(self.model, self.device)

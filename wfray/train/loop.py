@@ -39,7 +39,6 @@ from wfray.train.sharding import Replica
 from wfray.train.state import RandomState, TrainingState
 from wfray.train.stopping import EarlyStop, HeldoutLoss
 
-DTYPES = {"bfloat16": torch.bfloat16, "float32": torch.float32}
 MAX_REFUSED = 3
 """Steps in a row that may not be finite before the run stops."""
 

@@ -110,7 +110,7 @@ def test_lambda_outside_its_range_is_refused(layer: BitLinear) -> None:
 
 @pytest.mark.parametrize("fast", [True, False])
 def test_both_integer_products_are_exact(fast: bool, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(int8, "HAS_INT8_PRODUCTS", fast)
+    monkeypatch.setattr(int8, "CPU_MULTIPLIES_INT8", fast)
     codes_TC = torch.randint(-127, 128, (40, 12_288), dtype=torch.int8)
     codes_DC = torch.randint(-1, 2, (24, 12_288), dtype=torch.int8)
     codes_TC[0], codes_DC[0] = 127, 1

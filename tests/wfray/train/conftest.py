@@ -15,12 +15,12 @@ from wfray.config.train import TrainConfig
 from wfray.data.shards import PackedCorpus
 from wfray.data.stream import MixedStream
 from wfray.objectives import StageLoss
+from wfray.quant.precision import dtype_of
 from wfray.student import convert
 from wfray.student.forward import run_body
 from wfray.teacher.signals import Signals
 from wfray.train import CheckpointStore, Collective, Feed, Replica, StepPlan, Trainer
 from wfray.train.influence import StudentProbe, make_mixer
-from wfray.train.loop import DTYPES
 from wfray.train.optimizer import make_optimizer
 from wfray.train.state import TrainingState
 
@@ -91,7 +91,7 @@ class Attempt:
         self.rows: list[dict[str, Any]] = []
         self.die_at = die_at
         self.model = convert(tiny_model("llama"), Subln(init="ones"))
-        collective, precision = Collective(), DTYPES[settings.train.precision]
+        collective, precision = Collective(), dtype_of(settings.train.precision)
         replica = Replica(self.model, precision, collective)
         optimizer = make_optimizer(self.model, settings.train)
         store = CheckpointStore(directory / "checkpoints", collective)
