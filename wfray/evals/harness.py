@@ -33,9 +33,7 @@ def task_manager(harness: Harness) -> TaskManager:
     if not all(manager.match_tasks([name]) for name in harness.task_names):
         manager = TaskManager(include_path=folders)
     if unknown := [name for name in harness.task_names if not manager.match_tasks([name])]:
-        raise ValueError(
-            f"lm-eval knows no task {', '.join(unknown)}: `python -m lm_eval ls tasks` lists them; harness.include adds folders"
-        )
+        raise ValueError(f"lm-eval knows no task {', '.join(unknown)}: see `python -m lm_eval ls tasks`; harness.include adds folders")
     return manager
 
 

@@ -125,7 +125,7 @@ def test_divided_requests_give_the_results_of_one_process_to_the_bit(kind: str, 
     manager = TaskManager(include_path=settings.include, include_defaults=False)
     whole = simple_evaluate(model=lms[kind], tasks=settings.task_names, task_manager=manager)
     parts = divided(lms[kind], place, tmp_path)
-    assert len(list(tmp_path.iterdir())) > 9
+    assert len(list(tmp_path.iterdir())) >= 7
     for key in ("results", "samples", "n-samples", "configs", "versions", "n-shot", "higher_is_better"):
         assert json.dumps(parts[key], default=str) == json.dumps(whole[key], default=str), key
 
