@@ -1,6 +1,8 @@
 """lm-eval through divided requests: equal to one process to the bit, to a plain reference scorer, and resumed where it stopped."""
 
 import json
+import subprocess
+import sys
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
@@ -20,7 +22,7 @@ from wfray.config.model import RandomModel
 from wfray.data.tokenizer import load_tokenizer
 from wfray.evals.divided import Answer, DividedLM
 from wfray.evals.gguf_lm import GGUFLM
-from wfray.evals.harness import compared, run_tasks, save, summary, task_manager
+from wfray.evals.harness import TASKS, compared, run_tasks, save, summary, task_manager
 from wfray.evals.models import StudentLM
 from wfray.evals.slices import Kind, Request, divide
 from wfray.evals.summaries import corpus_bleu, process_results
@@ -203,6 +205,17 @@ def test_every_preset_names_tasks_that_exist_and_unknown_ones_are_refused() -> N
     every = sorted({task for tasks in PRESETS.values() for task in tasks})
     with pytest.raises(ValueError, match="knows no task no_such_task: see"):
         task_manager(Harness(tasks=[*every, "no_such_task"]))
+
+
+def test_the_stock_command_knows_students(place: Path, tmp_path: Path, lms: dict[str, Any]) -> None:
+    """As documented: our model types are known once `wrinklefree.yaml` is among the tasks."""
+    root = Path(__file__).parents[3]
+    command = [sys.executable, "-m", "lm_eval", "--model", "wrinklefree", "--model_args", f"pretrained={place / 'student'}"]
+    command += ["--tasks", f"{TASKS / 'wrinklefree.yaml'},{place / 'tasks' / 'tiny_choices.yaml'}", "--batch_size", "3"]
+    subprocess.run([*command, "--output_path", str(tmp_path / "out")], cwd=root, check=True, capture_output=True)
+    [file] = (tmp_path / "out").rglob("results_*.json")
+    ours = divided(lms["student"], place, tmp_path / "kept", tasks=["tiny_choices"])["results"]["tiny_choices"]
+    assert json.loads(file.read_text())["results"]["tiny_choices"] == json.loads(json.dumps(ours))
 
 
 def test_summaries_are_scored_alike_to_the_papers() -> None:
