@@ -80,7 +80,8 @@ class Fleet:
 
     def answers(self, kind: Kind, slices: Sequence[Sequence[Request]]) -> Iterator[tuple[int, list[Answer]]]:
         """See `Workers`; every actor has one slice at a time."""
-        idle, waiting, working = list(self.actors), list(enumerate(slices)), {}
+        idle, waiting = list(self.actors), list(enumerate(slices))
+        working: dict[ray.ObjectRef, tuple[int, Any]] = {}
         while waiting or working:
             while idle and waiting:
                 actor, (number, requests) = idle.pop(), waiting.pop(0)

@@ -158,7 +158,7 @@ def test_tasks_divided_over_actors_give_the_results_of_one_process(
     printed, stage = capsys.readouterr().out, tmp_path / "evaluate"
     for subject, lm in (("original", HFLM(str(inputs / "original"), dtype="float32", device="cpu", batch_size=4)), ("student", None)):
         lm = lm or StudentLM(str(inputs / "student"), device="cpu", batch_size=4)
-        whole = simple_evaluate(model=lm, tasks=["next_word"], task_manager=TaskManager(include_path=str(folder)))
+        whole = simple_evaluate(model=lm, tasks=["next_word"], task_manager=TaskManager(include_path=str(folder), include_defaults=False))
         assert json.loads((stage / "harness" / subject / "results.json").read_text())["results"] == whole["results"]
         samples = [json.loads(line) for line in (stage / "harness" / subject / "samples_next_word.jsonl").read_text().splitlines()]
         assert samples == json.loads(json.dumps(whole["samples"]["next_word"]))

@@ -115,9 +115,7 @@ class EvaluateConfig(StageConfig):
             raise ValueError("a subject cannot be named corpus: that is the name of the other input")
         others = [subject.name for subject in self.subjects if not isinstance(subject, Subject)]
         if self.harness is None and (others or self.corpus is None):
-            raise ValueError(
-                f"{', '.join(others) or 'corpus: null'}: without a corpus or a checkpoint there is lm-eval alone; add `harness`"
-            )
+            raise ValueError(f"{', '.join(others) or 'corpus: null'}: nothing to measure but lm-eval's tasks, so add `harness`")
         if self.corpus is None and (self.continuations or self.classification):
             raise ValueError("continuations and classification read a corpus: name one")
         pairs = self.harness.compare if self.harness else []

@@ -45,9 +45,9 @@ class GGUFLM(TemplateLM):
         self.batch_size = int(batch_size)
         self.read: list[int] | None = None
         """The context at the beginning of the cache."""
-        template, bos, eos = self.model.metadata.get("tokenizer.chat_template"), self.prefix_token_id, self.eot_token_id
-        ends = {"bos_token": self.text_of(bos), "eos_token": self.text_of(eos)}
-        self.chat = None if template is None else Jinja2ChatFormatter(template=template, **ends)
+        template = self.model.metadata.get("tokenizer.chat_template")
+        bos, eos = self.text_of(self.prefix_token_id), self.text_of(self.eot_token_id)
+        self.chat = None if template is None else Jinja2ChatFormatter(template=template, bos_token=bos, eos_token=eos)
 
     @property
     def eot_token_id(self) -> int:

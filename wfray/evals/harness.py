@@ -23,16 +23,17 @@ RESULTS = "results.json"
 
 
 def task_manager(harness: Harness) -> TaskManager:
-    """lm-eval's tasks, ours, and those of the configuration's folders.
+    """Our tasks and those of the configuration's folders, and lm-eval's own, which take ten seconds to index, where one is asked for.
 
     Raises:
         ValueError: a task is unknown.
     """
-    manager = TaskManager(include_path=[str(TASKS), *harness.include])
+    folders: list[str | Path] = [TASKS, *harness.include]
+    manager = TaskManager(include_path=folders, include_defaults=False)
+    if not all(manager.match_tasks([name]) for name in harness.task_names):
+        manager = TaskManager(include_path=folders)
     if unknown := [name for name in harness.task_names if not manager.match_tasks([name])]:
-        raise ValueError(
-            f"lm-eval knows no task {', '.join(unknown)}: `python -m lm_eval ls tasks` lists them; harness.include adds folders"
-        )
+        raise ValueError(f"lm-eval knows no task {', '.join(unknown)}: see `python -m lm_eval ls tasks`; harness.include adds folders")
     return manager
 
 

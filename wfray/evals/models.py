@@ -29,7 +29,8 @@ class StudentLM(HFLM):
         """Load the student in the directory `pretrained`; `dtype` bfloat16 is that of its products, its weights stay float32."""
         model = load_student(Path(pretrained))
         model.set_attn_implementation("sdpa")
-        torch.nn.Module.to(model, device or default_device())
+        # lm-eval's command names cuda:0 unless told otherwise, and its own models take what there is.
+        torch.nn.Module.to(model, device if device and torch.cuda.is_available() else default_device())
         hold_codes(model)
         precision = "bfloat16" if dtype == "bfloat16" else None
         tokenizer = load_directory_tokenizer(Path(pretrained))

