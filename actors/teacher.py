@@ -87,6 +87,8 @@ def deploy(config: TeacherConfig, directory: Path) -> None:
         max_ongoing_requests=config.max_queued_requests,
         max_queued_requests=config.max_queued_requests,
         max_constructor_retry_count=1,
+        # A line for every micro-batch says nothing that the metrics do not.
+        logging_config={"enable_access_log": False},
         graceful_shutdown_timeout_s=SHUTDOWN_SECONDS,
         # Old replicas stop before new ones start: two models at once might not fit where one does.
         max_surge_percent=0,

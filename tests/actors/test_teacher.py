@@ -1,5 +1,6 @@
 """The teacher application on a real Ray cluster: students that train on it, while its replicas are killed, replaced and deleted."""
 
+import json
 import os
 import signal
 import threading
@@ -23,6 +24,7 @@ from actors.student import run_worker
 from actors.teacher import deploy, status_of, take_down
 from actors.teacher_client import TeacherClient
 from cluster.local import LocalCluster
+from jobs.teacher import main
 from tests.wfray.data.conftest import SEQUENCE_LENGTH, smollm2, tokenizer, write_corpus
 from tests.wfray.student.conftest import tiny_model
 from wfray.config.convert import Subln
@@ -40,7 +42,7 @@ pytestmark = [pytest.mark.ray, pytest.mark.slow, pytest.mark.timeout(600)]
 NAME = "lesson"
 BAD_TOKEN = 99
 STEP = 8 * SEQUENCE_LENGTH
-NUM_STEPS = 60
+NUM_STEPS = 40
 TOKEN = "0123456789abcdef0123456789abcdef"
 HIDDEN = SignalRequest(wires=["hidden"])
 
@@ -82,7 +84,7 @@ class Place:
                 "tokens": NUM_STEPS * STEP,
                 "batch_tokens": STEP,
                 "micro_rows": 4,
-                "checkpoint_every_tokens": 5 * STEP,
+                "checkpoint_every_tokens": 10 * STEP,
                 "optimizer": {"learning_rate": 1e-2},
                 "threads": 1,
             },
@@ -126,7 +128,6 @@ def place(connected: LocalCluster, tokenizer: Any, tmp_path_factory: pytest.Temp
     (directory / "token").write_text(TOKEN)
     deploy(teacher_config(directory), directory / "model")
     yield Place(directory, connected)
-    take_down(NAME)
 
 
 def batch(num_rows: int = 4, length: int = 32, token: int | None = None) -> dict[str, np.ndarray]:
@@ -165,11 +166,13 @@ def test_one_request_has_all_wires_of_one_pass_to_the_bit(place: Place) -> None:
     assert torch.equal(client().head().float(), torch.nan_to_num(client().head().float()))
 
 
-def test_status_and_metrics_say_who_and_how_much(place: Place) -> None:
+def test_status_and_metrics_say_who_and_how_much(place: Place, capsys: pytest.CaptureFixture[str]) -> None:
     asking = client(name="counted")
     for _ in range(3):
         asking.request(batch()).result()
-    replica = status_of(NAME)[0]
+    capsys.readouterr()
+    main(teacher_config(place.directory), status=True)
+    replica = json.loads(capsys.readouterr().out)[0]
     assert replica["fingerprint"]["vocab_size"] == 100 and replica["digest"] == asking.fingerprint.digest
     assert replica["tokens_by_client"]["counted"] == 3 * 4 * 32 and replica["tokens_per_second"] > 0 and replica["queue"] == 0
     port = ray.nodes()[0]["MetricsExportPort"]
@@ -215,10 +218,10 @@ def test_who_stops_reading_is_held_back(place: Place) -> None:
     with pytest.raises(ValueError, match="3 answers of the teacher are unread: read one first"):
         for _ in range(1000):
             asking.request(batch(16, 256))
-    wait_for(lambda: status_of(NAME)[0]["queue"] == 0)
-    kept = [get_object_locations([answer.call.response._to_object_ref_sync()]) for answer in pending]
-    sizes = [location["object_size"] for one in kept for location in one.values()]
-    assert sum(sizes) <= 3.1 * (16 * 256 * 100 * 2), "only what was asked for is in the object store"
+    references = [answer.call.response._to_object_ref_sync() for answer in pending]
+    ray.wait(references, num_returns=3, timeout=60)
+    sizes = [location["object_size"] for location in get_object_locations(references).values()]
+    assert len(sizes) == 3 and sum(sizes) <= 3.1 * (16 * 256 * 100 * 2), "only what was asked for is in the object store"
     assert all(answer.result()["logits"].shape == (16, 256, 100) for answer in pending)
     asking.request(batch()).result()
 
@@ -310,7 +313,7 @@ def test_without_its_application_a_student_stops_in_time_and_goes_on_later(place
     """And refuses to go on with another teacher than the one that it began with."""
 
     def delete() -> None:
-        wait_for(lambda: max(place.losses("distill", "deserted"), default=0) >= 6)
+        wait_for(lambda: max(place.losses("distill", "deserted"), default=0) >= 11)
         take_down(NAME)
 
     deleter = threading.Thread(target=delete)
@@ -326,7 +329,7 @@ def test_without_its_application_a_student_stops_in_time_and_goes_on_later(place
     started = time.time()
     place.train("distill", DISTILL, "deserted")
     rows = place.rows("distill", "deserted")
-    assert rows[5]["time"] < started, "it went on, it did not begin again"
+    assert rows[10]["time"] < started, "it went on, it did not begin again"
     assert place.losses("distill", "deserted") == undisturbed
 
 
@@ -377,6 +380,14 @@ def test_replicas_follow_the_load(place: Place) -> None:
     reader.stopped.set()
     reader.join()
     assert reader.error is None and len(set(reader.digests)) == 1
+
+
+def test_the_job_takes_it_down_and_names_what_is_deployed(place: Place) -> None:
+    for changes in ({"status": True}, {"delete": True}):
+        with pytest.raises(ValueError, match=f"application 'nobody' is not deployed on this cluster; deployed: .*{NAME}"):
+            main(teacher_config(place.directory, application="nobody"), **changes)
+    main(teacher_config(place.directory), delete=True)
+    assert NAME not in serve.status().applications
 
 
 def test_a_model_that_gives_nonsense_is_not_deployed(place: Place, tokenizer: Any) -> None:
