@@ -18,6 +18,7 @@ import psutil
 import yaml
 
 HOME = Path(os.environ["FAKE_SKY"])
+WORKER = {"RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER": "1"}
 
 
 def free_port() -> int:
@@ -58,7 +59,8 @@ def launch(arguments: argparse.Namespace) -> None:
         "WFRAY_STATE": str(home / "state"),
         "SKYPILOT_NODE_IPS": "127.0.0.1",
         "SKYPILOT_NODE_RANK": "0",
-        **({} if "WF_HEAD" not in envs else {"WF_AGENT_PORT": str(free_port())}),
+        # The head's Ray listens on loopback alone, a worker's on all interfaces, behind the token: Ray has no joining on loopback.
+        **({"RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER": "0"} if "WF_HEAD" not in envs else WORKER | {"WF_AGENT_PORT": str(free_port())}),
     }
     with (home / "job.log").open("ab") as log:
         job = subprocess.Popen(["bash", "-c", task["run"]], env=environment, stdout=log, stderr=subprocess.STDOUT, start_new_session=True)
