@@ -8,9 +8,11 @@ JOBS ?= 2
 # A local torch wheel (a CPU build, say) is found where pip's find-links point.
 export UV_FIND_LINKS := $(PIP_FIND_LINKS)
 export UV_SYSTEM_CERTS := 1
-# llama.cpp is compiled for this machine, its library alone, with a bounded number of compilers.
+# llama.cpp is compiled for this machine, its library alone, with a bounded number of compilers, and without AMX, whose products
+# end the process on some machines that have it (SIGSEGV in ggml_backend_amx_mul_mat, llama.cpp issue 20824).
 export CMAKE_BUILD_PARALLEL_LEVEL := $(JOBS)
-export CMAKE_ARGS := -DLLAVA_BUILD=OFF -DLLAMA_BUILD_TOOLS=OFF -DLLAMA_BUILD_EXAMPLES=OFF -DLLAMA_BUILD_TESTS=OFF
+export CMAKE_ARGS := -DLLAVA_BUILD=OFF -DLLAMA_BUILD_TOOLS=OFF -DLLAMA_BUILD_EXAMPLES=OFF -DLLAMA_BUILD_TESTS=OFF \
+	-DCMAKE_CXX_FLAGS=-U__AMX_INT8__
 
 .PHONY: help install lock quickstart report test engines skypilot checks format bench clean
 
