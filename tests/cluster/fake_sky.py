@@ -52,11 +52,10 @@ def launch(arguments: argparse.Namespace) -> None:
     home = HOME / arguments.cluster
     home.mkdir(exist_ok=True)
     environment = {
-        **os.environ,
+        **{name: value for name, value in os.environ.items() if name != "WFRAY_STATE"},
         **envs,
         **secrets,
         "HOME": str(home),
-        "WFRAY_STATE": str(home / "state"),
         "SKYPILOT_NODE_IPS": "127.0.0.1",
         "SKYPILOT_NODE_RANK": "0",
         # The head's Ray listens on loopback alone, a worker's on all interfaces, behind the token: Ray has no joining on loopback.

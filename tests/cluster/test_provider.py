@@ -47,7 +47,7 @@ def start_head(config: ClusterConfig, directory: Path, monkeypatch: pytest.Monke
 
 
 def state(cloud: FakeCloud, head: str) -> State:
-    path = cloud.home / head / "state" / "head" / "state.json"
+    path = cloud.home / head / ".wfray/head/state.json"
     return State.model_validate_json(path.read_text())
 
 
@@ -80,7 +80,7 @@ def listening(processes: list[psutil.Process]) -> set[str]:
 def test_it_grows_survives_its_head_and_a_lost_node_and_shrinks(cloud: FakeCloud, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     groups = {"student": {"role": "student", "cpus": 1, "max_nodes": 1, "idle_minutes": 0.5, "object_store_gb": 0.1}}
     head = start_head(tiny_config(groups=groups), tmp_path, monkeypatch)
-    wait_for(lambda: (cloud.home / head / "state" / "head" / "state.json").exists())
+    wait_for(lambda: (cloud.home / head / ".wfray/head/state.json").exists())
     assert cloud.clusters == [head]
     first = work()
     assert cloud.clusters == [head, "wf-tiny-student-1"]
