@@ -55,7 +55,7 @@ def work() -> str:
     """The node where a task for students ran."""
     environment = {**os.environ, "RAY_ADDRESS": f"127.0.0.1:{os.environ['WF_GCS_PORT']}"}
     ends = time.monotonic() + 200
-    while (result := subprocess.run([sys.executable, "-c", WORK], env=environment, capture_output=True, text=True, timeout=200)).returncode:
+    while (result := subprocess.run([sys.executable, "-c", WORK], env=environment, capture_output=True, text=True, timeout=150)).returncode:
         # Its head may be starting.
         assert time.monotonic() < ends, result.stdout + result.stderr
     return result.stdout.strip().splitlines()[-1]
