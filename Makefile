@@ -10,7 +10,9 @@ export UV_FIND_LINKS := $(PIP_FIND_LINKS)
 export UV_SYSTEM_CERTS := 1
 # llama.cpp is compiled for this machine, its library alone, with a bounded number of compilers.
 export CMAKE_BUILD_PARALLEL_LEVEL := $(JOBS)
-export CMAKE_ARGS := -DLLAVA_BUILD=OFF -DLLAMA_BUILD_TOOLS=OFF -DLLAMA_BUILD_EXAMPLES=OFF -DLLAMA_BUILD_TESTS=OFF
+# GCC before 14 drops the stores that set up AMX tiles (its ldtilecfg reads 8 of 64 bytes), and llama.cpp then dies by SIGSEGV.
+NO_AMX := $(if $(filter x86_64,$(shell uname -m)),-DCMAKE_CXX_FLAGS=-mno-amx-int8)
+export CMAKE_ARGS := $(NO_AMX) -DLLAVA_BUILD=OFF -DLLAMA_BUILD_TOOLS=OFF -DLLAMA_BUILD_EXAMPLES=OFF -DLLAMA_BUILD_TESTS=OFF
 
 .PHONY: help install lock quickstart report test engines checks format bench clean
 
