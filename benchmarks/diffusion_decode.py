@@ -24,7 +24,8 @@ from benchmarks import bodies
 from benchmarks.harness import interleave, medians, report
 from wfray.data.batch import CONTEXT
 from wfray.data.shards import PackedCorpus
-from wfray.diffusion.decode import BlockDecoder, Counts, Decoding
+from wfray.diffusion.answers import Counts, Decoding
+from wfray.diffusion.decode import generate
 from wfray.diffusion.likelihood import Scorer
 from wfray.diffusion.student import Diffuser, load_diffuser, prepare_for_inference
 from wfray.quant import hold_codes
@@ -62,25 +63,20 @@ def row_examples(rows: Any, row: int, most_tokens: int) -> list[Example]:
     return found
 
 
-def decoder(diffuser: Diffuser, decoding: Decoding) -> BlockDecoder:
-    """A decoder that stops where the chat template ends a turn."""
-    end = diffuser.tokenizer.eos_token_id
-    assert isinstance(end, int)
-    return BlockDecoder(diffuser.model, diffuser.method.mask_token_id, frozenset({end}), decoding)
-
-
 def measure(
     diffuser: Diffuser, examples: list[Example], sides: dict[str, Decoding], rounds: int
 ) -> tuple[dict[str, float], dict[str, Counts]]:
     """Tokens per second of every side, and what it took."""
     counts: dict[str, Counts] = {}
+    end, mask_id = diffuser.tokenizer.eos_token_id, diffuser.method.mask_token_id
 
     def answer(name: str) -> Callable[[], None]:
         def run() -> None:
-            decoding = decoder(diffuser, sides[name])
+            counts[name] = Counts()
             for prompt, _ in examples:
-                decoding.generate([prompt])
-            counts[name] = decoding.counts
+                _, took = generate(diffuser.model, mask_id, frozenset({end}), sides[name], [prompt])
+                counts[name].tokens += took.tokens
+                counts[name].runs += took.runs
 
         return run
 

@@ -15,7 +15,8 @@ from lm_eval.models.utils import handle_stop_sequences, normalize_gen_kwargs, po
 from lm_eval.utils import get_rolling_token_windows, make_disjoint_window
 
 from wfray.diffusion.acceptance import Sampling
-from wfray.diffusion.decode import BlockDecoder, Decoding
+from wfray.diffusion.answers import Decoding
+from wfray.diffusion.decode import BlockDecoder
 from wfray.diffusion.likelihood import Likelihood, Scorer
 from wfray.diffusion.student import chosen_block_size, load_diffuser
 from wfray.quant import hold_codes
@@ -132,7 +133,9 @@ class DiffusionLM(TemplateLM):
             sampling=Sampling(temperature, float(kwargs.get("top_p", 1.0)), self.seed),
         )
         prompt = (self.tok_encode(context) or [self.prefix_token_id])[-(self.max_length - decoding.max_tokens) :]
-        decoder = BlockDecoder(self.model, self.method.mask_token_id, frozenset({self.eot_token_id}), decoding)
+        decoder = BlockDecoder(
+            self.model, self.method.mask_token_id, frozenset({self.eot_token_id}), decoding, 1, len(prompt) + decoding.max_tokens
+        )
         written: list[int] = []
         text = ""
         with torch.autocast(self.model.device.type, dtype=self.precision, enabled=self.precision == torch.bfloat16):
