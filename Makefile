@@ -8,13 +8,13 @@ JOBS ?= 2
 # A local torch wheel (a CPU build, say) is found where pip's find-links point.
 export UV_FIND_LINKS := $(PIP_FIND_LINKS)
 export UV_SYSTEM_CERTS := 1
-# llama.cpp is compiled for this machine, its library alone, with a bounded number of compilers.
+# llama.cpp is compiled for this machine, its library alone, with a bounded number of compilers, and without AMX, whose products
+# end the process on some machines that have it (SIGSEGV in ggml_backend_amx_mul_mat, llama.cpp issue 20824).
 export CMAKE_BUILD_PARALLEL_LEVEL := $(JOBS)
-# GCC before 14 drops the stores that set up AMX tiles (its ldtilecfg reads 8 of 64 bytes), and llama.cpp then dies by SIGSEGV.
-NO_AMX := $(if $(filter x86_64,$(shell uname -m)),-DCMAKE_CXX_FLAGS=-mno-amx-int8)
-export CMAKE_ARGS := $(NO_AMX) -DLLAVA_BUILD=OFF -DLLAMA_BUILD_TOOLS=OFF -DLLAMA_BUILD_EXAMPLES=OFF -DLLAMA_BUILD_TESTS=OFF
+export CMAKE_ARGS := -DLLAVA_BUILD=OFF -DLLAMA_BUILD_TOOLS=OFF -DLLAMA_BUILD_EXAMPLES=OFF -DLLAMA_BUILD_TESTS=OFF \
+	-DCMAKE_CXX_FLAGS=-U__AMX_INT8__
 
-.PHONY: help install lock quickstart report test engines checks format bench clean
+.PHONY: help install lock quickstart report test engines skypilot checks format bench clean
 
 help: ## show this list
 	@grep -hE '^[a-z]+:.*##' $(MAKEFILE_LIST) | awk -F':.*## ' '{printf "  make %-12s %s\n", $$1, $$2}'
@@ -53,6 +53,17 @@ $(ENGINES)/sglang/.shims: $(ENGINES)/sglang/.installed $(wildcard engines/sglang
 
 engines: $(ENGINES)/vllm/.installed $(ENGINES)/sglang/.shims ## set up vllm and sglang on this CPU and test them as teachers
 	WFRAY_ENGINES=$(ENGINES) $(BIN)/python -m pytest -m engine tests/wfray/teacher $(ARGS)
+
+# SkyPilot, the tool that launches machines: its pins fit neither the project's nor an engine's.
+SKYPILOT := $(HOME)/.cache/wfray/skypilot
+
+$(SKYPILOT)/.installed: | install
+	$(BIN)/uv venv --quiet --clear --python $(BIN)/python $(@D)
+	$(BIN)/uv pip install --quiet --python $(@D)/bin/python 'skypilot[nebius,runpod]==0.14.1'
+	touch $@
+
+skypilot: $(SKYPILOT)/.installed ## set up SkyPilot and let it judge every file that wf generates
+	$(BIN)/python -m pytest -m engine tests/cluster $(ARGS)
 
 checks: install ## lint, types, import rules
 	$(BIN)/ruff check .

@@ -22,7 +22,7 @@ from wfray.config.optimizer import MuonClip
 from wfray.config.train import TrainConfig
 from wfray.objectives.stage_loss import StageLoss
 from wfray.quant import lambda_at, set_lambda
-from wfray.student.forward import lm_head_weight, run_body
+from wfray.student.forward import Forward, lm_head_weight, run_body
 from wfray.train.average import averaged, swap_average, update_average
 from wfray.train.checkpoints import CheckpointStore, Progress
 from wfray.train.clipping import Clipper, global_norm
@@ -57,6 +57,8 @@ class Trainer:
     """Called with each step's figures, on rank 0 only."""
     state: TrainingState = field(default_factory=TrainingState)
     """As the checkpoint has it from which the stage goes on."""
+    forward: Forward = run_body
+    """How the student is run on a packed batch."""
 
     def __post_init__(self) -> None:
         train = self.config.train
@@ -138,7 +140,7 @@ class Trainer:
         observe = self.qk_clip.observe if self.qk_clip and micro.is_last and only is None else None
         with torch.autocast(self.model.device.type, dtype=self.precision, enabled=self.precision != torch.float32):
             layers, qkv_layer = self.loss.needs_layers, self.loss.qkv_layer
-            output = run_body(self.model, micro.batch, with_layers=layers, qkv_layer=qkv_layer, observe=observe)
+            output = self.forward(self.model, micro.batch, with_layers=layers, qkv_layer=qkv_layer, observe=observe)
             head_VC = lm_head_weight(self.model)
             progress = micro.step / self.config.num_steps
             return self.loss(output, head_VC, micro.batch, micro.signals, micro.num_targets, progress, only)
@@ -185,7 +187,7 @@ class Trainer:
     def _heldout_loss(self, heldout: HeldoutLoss) -> float:
         """Of the weights that would be saved; every worker measures the same rows, and all agree on the mean."""
         with averaged(self.optimizer, is_on=self.config.train.average is not None):
-            loss = self.replica.evaluate(partial(heldout.measure, self.model, self.config.train.micro_rows, self.precision))
+            loss = self.replica.evaluate(partial(heldout.measure, self.model, self.config.train.micro_rows, self.precision, self.forward))
         return self.collective.sum_floats({"loss": loss})["loss"] / self.collective.world_size
 
     def _log(self, step: int, figures: dict[str, Any]) -> None:
