@@ -34,15 +34,22 @@ def main(argv: list[str] | None = None) -> None:
     try:
         if arguments.run is None:
             sync(rest)
-        elif rest:
-            parser.error(f"unknown arguments: {' '.join(rest)}")
         else:
+            take_rest(parser, arguments, rest)
             arguments.run(arguments)
     except ValueError as error:
         print(f"error: {error}", file=sys.stderr)
         sys.exit(2)
     except KeyboardInterrupt:
         sys.exit(130)
+
+
+def take_rest(parser: argparse.ArgumentParser, arguments: Arguments, rest: list[str]) -> None:
+    """argparse takes `key=value` in one place only; those that stand elsewhere are overrides too."""
+    if strange := [word for word in rest if word.startswith("-") or "=" not in word or not hasattr(arguments, "overrides")]:
+        parser.error(f"unknown arguments: {' '.join(strange)}")
+    if rest:
+        arguments.overrides += rest
 
 
 def verb(verbs: Parsers, name: str, text: str, run: Callable[[Arguments], None]) -> argparse.ArgumentParser:
