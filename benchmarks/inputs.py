@@ -22,7 +22,7 @@ def quickstart_corpus(*overrides: str) -> Path:
     directory = CACHE / f"corpus-{config.digest()[:16]}"
     if (directory / INDEX).exists():
         return directory
-    ray.init(num_cpus=2, object_store_memory=200_000_000, include_dashboard=False)
+    ray.init(address="local", num_cpus=2, object_store_memory=200_000_000, include_dashboard=False)
     tokenizer = save_tokenizer(config.tokenizer, directory / "tokenizer")
     pack_corpus(config, tokenizer, directory, lambda share, message: None)
     ray.shutdown()
