@@ -14,7 +14,7 @@ export CMAKE_BUILD_PARALLEL_LEVEL := $(JOBS)
 export CMAKE_ARGS := -DLLAVA_BUILD=OFF -DLLAMA_BUILD_TOOLS=OFF -DLLAMA_BUILD_EXAMPLES=OFF -DLLAMA_BUILD_TESTS=OFF \
 	-DCMAKE_CXX_FLAGS=-U__AMX_INT8__
 
-.PHONY: help install lock quickstart report test test-slow engines checks format bench clean
+.PHONY: help install lock quickstart report test test-slow engines skypilot checks format bench clean
 
 help: ## show this list
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | awk -F':.*## ' '{printf "  make %-12s %s\n", $$1, $$2}'
@@ -58,6 +58,17 @@ $(ENGINES)/sglang/.shims: $(ENGINES)/sglang/.installed $(wildcard engines/sglang
 
 engines: $(ENGINES)/vllm/.installed $(ENGINES)/sglang/.shims ## set up vllm and sglang on this CPU and test them as teachers
 	WFRAY_ENGINES=$(ENGINES) $(BIN)/python -m pytest -m engine tests/wfray/teacher $(ARGS)
+
+# SkyPilot, the tool that launches machines: its pins fit neither the project's nor an engine's.
+SKYPILOT := $(HOME)/.cache/wfray/skypilot
+
+$(SKYPILOT)/.installed: | install
+	$(BIN)/uv venv --quiet --clear --python $(BIN)/python $(@D)
+	$(BIN)/uv pip install --quiet --python $(@D)/bin/python 'skypilot[nebius,runpod]==0.14.1'
+	touch $@
+
+skypilot: $(SKYPILOT)/.installed ## set up SkyPilot and let it judge every file that wf generates
+	$(BIN)/python -m pytest -m engine tests/cluster $(ARGS)
 
 checks: install ## lint, types, import rules
 	$(BIN)/ruff check .

@@ -12,7 +12,7 @@ import ray
 from lm_eval.api.instance import Instance
 
 from actors.connection import num_gpus, wait
-from wfray.config.evaluate import AnySubject, EvaluateConfig, Subject
+from wfray.config.evaluate import AnySubject, DiffusionSubject, EvaluateConfig, Subject
 from wfray.data.packages import fetch
 from wfray.evals import sets
 from wfray.evals.divided import Answer, DividedLM
@@ -133,7 +133,14 @@ def subject_report(report: Report, name: str, begun: float, share: float) -> Rep
 
 def description(subject: AnySubject) -> dict[str, Any]:
     """What stands in lm-eval's results for the model."""
-    model = {"original": "hf", "student": "wrinklefree", "hub": "hf", "gguf": "wrinklefree-gguf", "endpoint": "local-completions"}
-    reference = subject.reference if isinstance(subject, Subject) else None
+    model = {
+        "original": "hf",
+        "student": "wrinklefree",
+        "diffusion": "wrinklefree-diffusion",
+        "hub": "hf",
+        "gguf": "wrinklefree-gguf",
+        "endpoint": "local-completions",
+    }
+    reference = subject.reference if isinstance(subject, Subject | DiffusionSubject) else None
     arguments = {**subject.model_dump(mode="json", exclude={"name", "kind"}), **({"reference": reference} if reference else {})}
     return {"model": model[subject.kind], "model_args": arguments, "model_name": subject.name}

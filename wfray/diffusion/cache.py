@@ -40,10 +40,12 @@ class CachedRun:
 
     def __init__(self, cache: Cache, rows: list[int], positions_RT: Tensor) -> None:
         """Args: the cache; its rows that are run; their positions, consecutive in each row."""
-        self.cache, self.rows, self.positions_RT = cache, torch.tensor(rows, device=positions_RT.device), positions_RT
-        size, last = cache.block_size, int(positions_RT.max())
+        self.cache, self.positions_RT = cache, positions_RT
+        self.rows = torch.tensor(rows, device=positions_RT.device)
+        self.run = slice(rows[0], rows[-1] + 1) if rows == list(range(rows[0], rows[-1] + 1)) else None
+        """The rows, where they follow each other: they need not be copied."""
+        self.first, size, last = int(positions_RT[0, 0]), cache.block_size, int(positions_RT.max())
         self.end = min((last // size + 1) * size, cache.capacity)
-        self.whole = len(rows) == cache.num_rows
         blocks_R1T1 = (positions_RT // size)[:, None, :, None]
         mask_R1TL = torch.arange(self.end, device=positions_RT.device) // size <= blocks_R1T1
         self.mask = None if bool(mask_R1TL.all()) else mask_R1TL
@@ -58,10 +60,9 @@ class CachedRun:
     def _write(self, into_BLKD: Tensor, new_RKTD: Tensor) -> Tensor:
         """Put the new states in their places; returns all that these rows have, [R, K, end, D]."""
         new_RTKD = new_RKTD.transpose(1, 2).to(into_BLKD.dtype)
-        if self.whole and len(self.rows) == 1:
-            first = int(self.positions_RT[0, 0])
-            into_BLKD[:, first : first + new_RTKD.shape[1]] = new_RTKD
+        if len(self.rows) == 1:
+            into_BLKD[self.run, self.first : self.first + new_RTKD.shape[1]] = new_RTKD
         else:
             into_BLKD[self.rows[:, None], self.positions_RT] = new_RTKD
-        seen_RLKD = into_BLKD[:, : self.end] if self.whole else into_BLKD[self.rows, : self.end]
+        seen_RLKD = into_BLKD[self.rows if self.run is None else self.run, : self.end]
         return seen_RLKD.transpose(1, 2)

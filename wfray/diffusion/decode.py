@@ -1,11 +1,11 @@
-"""Decoding a block at a time (Fast-dLLM v2, arXiv 2509.26328, section 3.3), many rows of unequal length at once.
+"""Decoding a block at a time (Fast-dLLM v2, arXiv 2509.26328, section 3.3), many answers of unequal length at once.
 
-    prefill the whole blocks of each prompt; then, of every row that is not finished, in each pass
+    prefill the whole blocks of each prompt; then, of every answer that is not finished, in each pass
         block without masks:  run it once more, clean: its keys and values stay, its last state gives the next block's first token
         else:                 run it, take the tokens that are sure enough of its first sub-block with masks
 
-Rows do not wait for each other: in one pass one row finishes a block while others are in the middle of theirs. A prompt may end in
-the middle of a block, a stop token may stand anywhere: positions after the first one are left alone, and the row ends when all
+Answers do not wait for each other: in one pass one finishes a block while others are in the middle of theirs. A prompt may end in
+the middle of a block, a stop token may stand anywhere: positions after the first one are left alone, and the answer ends when all
 before it are known. With `dual_cache` only the current sub-block and the position before it are run, between whole runs at its
 beginning; the rest of the block keeps the keys and values of the last whole run, which is faster and an approximation.
 
@@ -13,214 +13,144 @@ A block size of 1 is autoregressive decoding with a key-value cache: every token
 """
 
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, field
 
 import torch
 from torch import Tensor
 from transformers import PreTrainedModel
 
-from wfray.diffusion.acceptance import Sampling, accepted, choose
+from wfray.diffusion.acceptance import accepted, choose
+from wfray.diffusion.answers import Answer, Counts, Decoding, Given
 from wfray.diffusion.cache import Cache, CachedRun
 from wfray.student.forward import lm_head_weight
 
 PREFILL_TOKENS = 512
-"""Of each row, most that are run at a time."""
+"""Of each prompt, most that are run at a time."""
 
 
-@dataclass(frozen=True)
-class Decoding:
-    """How blocks are written."""
-
-    block_size: int
-    sub_block_size: int
-    threshold: float = 0.9
-    """Probability beyond which a token is taken at once; 1: one token a run."""
-    max_tokens: int = 256
-    """Of an answer."""
-    dual_cache: bool = False
-    sampling: Sampling = Sampling()
-
-    def __post_init__(self) -> None:
-        """Raises: ValueError: sub-blocks do not divide blocks, or a figure is out of its range."""
-        if self.sub_block_size < 1 or self.block_size % self.sub_block_size:
-            raise ValueError(f"sub_block_size {self.sub_block_size} does not divide block_size {self.block_size}")
-        if not 0 <= self.threshold <= 1 or self.max_tokens < 1:
-            raise ValueError(f"threshold {self.threshold} must be in 0..1 and max_tokens {self.max_tokens} at least 1")
-
-
-@dataclass
-class Counts:
-    """What a decoding took; `runs` over `tokens` is the speed-up that hardware without limits would give."""
-
-    tokens: int = 0
-    """Written, over all rows."""
-    runs: int = 0
-    """Forward passes, each counted for every row in it; prompts left out."""
-    windows: int = 0
-    """Those of them over a part of a block."""
-
-
-@dataclass
-class Row:
-    """One answer in the making."""
-
-    index: int
-    tokens: list[int]
-    """Prompt and answer; the mask token where nothing is known yet."""
-    num_prompt: int
-    limit: int
-    """Positions that are written at most, prompt included."""
-    generator: torch.Generator
-    start: int = 0
-    """Of the block in work; everything before it is finished."""
-    fresh_sub_block: int = -1
-    """The sub-block (its first position) that a whole run has been made for."""
-    num_given: int = 0
-    """Tokens of the answer that were handed out."""
-    finished: bool = False
-    stopped: bool = False
-    """Whether a stop token ended it; else the limit did."""
-
-
-@dataclass(frozen=True)
-class Given:
-    """Tokens that have become certain."""
-
-    row: int
-    tokens: list[int]
-    finished: bool
-    stopped: bool
-    """Whether a stop token, which is not among the tokens, has ended the answer."""
-
-
-@dataclass
 class BlockDecoder:
-    """Decodes with one model."""
+    """Decodes with one model; answers come and go."""
 
-    model: PreTrainedModel
-    mask_id: int
-    stop_ids: frozenset[int]
-    decoding: Decoding
-    counts: Counts = field(default_factory=Counts)
+    def __init__(
+        self, model: PreTrainedModel, mask_id: int, stop_ids: frozenset[int], decoding: Decoding, num_rows: int, context: int
+    ) -> None:
+        """Make room.
 
-    @torch.inference_mode()
-    def stream(self, prompts: Sequence[Sequence[int]]) -> Iterator[Given]:
-        """Tokens of all answers, each row's in order, as they become certain; the last of each row says how it ended.
+        Args:
+            model: attends over blocks.
+            mask_id: the mask token.
+            stop_ids: tokens that end an answer.
+            decoding: how; an answer may have a length and a sampling of its own.
+            num_rows: answers under way at once.
+            context: tokens of the longest answer, its prompt included.
+        """
+        self.model, self.mask_id, self.stop_ids, self.decoding = model, mask_id, stop_ids, decoding
+        self.capacity = -(-context // decoding.block_size) * decoding.block_size
+        self.cache = Cache(num_rows, self.capacity, decoding.block_size)
+        self.answers: dict[int, Answer] = {}
+        self.counts = Counts()
+
+    def add(self, row: int, prompt: Sequence[int], decoding: Decoding | None = None) -> None:
+        """Begin an answer in a row of the cache that is free.
 
         Raises:
-            ValueError: a prompt is empty or holds the mask token.
+            ValueError: the prompt is empty or holds the mask token, or the context does not hold it with its answer.
         """
-        if not all(prompts):
+        decoding = decoding or self.decoding
+        if not prompt:
             raise ValueError("a prompt is empty: block diffusion needs a token before the first that it writes")
-        if any(self.mask_id in prompt for prompt in prompts):
+        if self.mask_id in prompt:
             raise ValueError(f"a prompt holds the mask token {self.mask_id}, which stands for what is to be written")
-        capacity = self._whole(max(map(len, prompts)) + self.decoding.max_tokens)
-        rows = [self._row(index, list(prompt), capacity) for index, prompt in enumerate(prompts)]
-        cache = Cache(len(rows), capacity, self.decoding.block_size)
-        self._prefill(rows, cache)
-        while active := [row for row in rows if not row.finished]:
-            yield from self._hand_out(active)
-            self._pass([row for row in active if not row.finished], cache)
+        if len(prompt) + decoding.max_tokens > self.capacity:
+            raise ValueError(f"a prompt of {len(prompt)} tokens and {decoding.max_tokens} of its answer exceed the context {self.capacity}")
+        tokens = [*prompt, *[self.mask_id] * (self.capacity - len(prompt))]
+        self.answers[row] = Answer(row, tokens, len(prompt), self.mask_id, self.stop_ids, decoding)
 
-    def generate(self, prompts: Sequence[Sequence[int]]) -> list[list[int]]:
-        """All answers, without their stop tokens."""
-        answers: list[list[int]] = [[] for _ in prompts]
-        for given in self.stream(prompts):
-            answers[given.row] += given.tokens
-        return answers
+    def drop(self, row: int) -> None:
+        """Forget an answer; its row is free."""
+        self.answers.pop(row, None)
 
-    def _row(self, index: int, prompt: list[int], capacity: int) -> Row:
-        masks = [self.mask_id] * (capacity - len(prompt))
-        return Row(index, prompt + masks, len(prompt), len(prompt) + self.decoding.max_tokens, self.decoding.sampling.generator())
+    @torch.inference_mode()
+    def prefill(self, rows: Sequence[int]) -> list[Given]:
+        """Run the whole blocks of new answers' prompts; a prompt of whole blocks gives the first token of its answer."""
+        answers, size = [self.answers[row] for row in rows], self.decoding.block_size
+        longest, step = max(answer.start for answer in answers), max(1, PREFILL_TOKENS // size) * size
+        for first in range(0, longest, step):
+            running = [answer for answer in answers if answer.start > first]
+            stop = min(first + step, longest)
+            hidden_RTC = self._run(running, [first] * len(running), stop - first)
+            for answer, hidden_TC in zip(running, hidden_RTC, strict=True):
+                if answer.start == answer.num_prompt and answer.start <= stop:
+                    self._write_first(answer, hidden_TC[answer.start - 1 - first])
+        return self._hand_out(answers)
 
-    def _whole(self, length: int) -> int:
-        """Rounded up to whole blocks."""
-        return -(-length // self.decoding.block_size) * self.decoding.block_size
-
-    def _prefill(self, rows: list[Row], cache: Cache) -> None:
-        """Run the whole blocks of every prompt; a prompt of whole blocks gives the first token of the answer."""
-        size = self.decoding.block_size
-        for row in rows:
-            row.start = row.num_prompt // size * size
-        step = max(1, PREFILL_TOKENS // size) * size
-        for first in range(0, max(row.start for row in rows), step):
-            running = [row for row in rows if row.start > first]
-            stop = min(first + step, max(row.start for row in running))
-            hidden_RTC = self._run(running, [first] * len(running), stop - first, cache)
-            for row, hidden_TC in zip(running, hidden_RTC, strict=True):
-                if row.start == row.num_prompt and first < row.start <= stop:
-                    self._write_first(row, hidden_TC[row.start - 1 - first])
-
-    def _pass(self, rows: list[Row], cache: Cache) -> None:
-        """Run every row's block, or the part of it that is enough."""
-        parts = [row for row in rows if self._is_part_enough(row)]
-        wholes = [row for row in rows if row not in parts]
-        self.counts.runs += len(rows)
+    @torch.inference_mode()
+    def step(self) -> list[Given]:
+        """One pass over every answer under way: what has become certain. A finished answer leaves its row."""
+        answers = list(self.answers.values())
+        parts = [answer for answer in answers if answer.is_part_enough()]
+        self.counts.runs += len(answers)
         self.counts.windows += len(parts)
-        if wholes:
-            self._run_and_take(wholes, [row.start for row in wholes], self.decoding.block_size, cache)
-        if parts:
-            firsts = [max(row.start, self._sub_block(row) - 1) for row in parts]
-            for is_first in (True, False):
-                chosen = [(row, first) for row, first in zip(parts, firsts, strict=True) if (first == row.start) == is_first]
-                if chosen:
-                    length = self.decoding.sub_block_size + (not is_first)
-                    self._run_and_take([row for row, _ in chosen], [first for _, first in chosen], length, cache)
+        if wholes := [answer for answer in answers if answer not in parts]:
+            self._run_and_take(wholes, [answer.start for answer in wholes], self.decoding.block_size)
+        self._run_parts(parts)
+        return self._hand_out(answers)
 
-    def _is_part_enough(self, row: Row) -> bool:
-        return self.decoding.dual_cache and bool(self._wanted(row)) and row.fresh_sub_block == self._sub_block(row)
+    def stream(self, prompts: Sequence[Sequence[int]]) -> Iterator[Given]:
+        """Answers to as many prompts as there are rows, each one's tokens in order; the last of each says how it ended.
 
-    def _run_and_take(self, rows: list[Row], firsts: list[int], length: int, cache: Cache) -> None:
-        hidden_RTC = self._run(rows, firsts, length, cache)
-        for row, first, hidden_TC in zip(rows, firsts, hidden_RTC, strict=True):
-            if wanted := self._wanted(row):
-                row.fresh_sub_block = self._sub_block(row)
-                self._take(row, wanted, hidden_TC[[position - 1 - first for position in wanted]])
+        Raises:
+            ValueError: see `add`.
+        """
+        for row, prompt in enumerate(prompts):
+            self.add(row, prompt)
+        yield from self.prefill(range(len(prompts)))
+        while self.answers:
+            yield from self.step()
+
+    def _run_parts(self, parts: list[Answer]) -> None:
+        """Run sub-blocks, each with the position before it where that is of the same block."""
+        size = self.decoding.sub_block_size
+        for at_start in (True, False):
+            chosen = [answer for answer in parts if (answer.sub_block() == answer.start) == at_start]
+            if chosen:
+                self._run_and_take(chosen, [answer.sub_block() - (not at_start) for answer in chosen], size + (not at_start))
+
+    def _run_and_take(self, answers: list[Answer], firsts: list[int], length: int) -> None:
+        hidden_RTC = self._run(answers, firsts, length)
+        for answer, first, hidden_TC in zip(answers, firsts, hidden_RTC, strict=True):
+            if wanted := answer.wanted():
+                answer.fresh_sub_block = answer.sub_block()
+                self._take(answer, wanted, hidden_TC[[position - 1 - first for position in wanted]])
             else:
-                row.start += self.decoding.block_size
-                self._write_first(row, hidden_TC[-1])
+                answer.start += self.decoding.block_size
+                self._write_first(answer, hidden_TC[-1])
 
-    def _run(self, rows: list[Row], firsts: list[int], length: int, cache: Cache) -> Tensor:
-        """The last hidden states [R, length, C] of positions of rows."""
+    def _run(self, answers: list[Answer], firsts: list[int], length: int) -> Tensor:
+        """The last hidden states [R, length, C] of positions of answers."""
         device = self.model.device
-        tokens_RT = torch.tensor([row.tokens[first : first + length] for row, first in zip(rows, firsts, strict=True)], device=device)
+        tokens = [answer.tokens[first : first + length] for answer, first in zip(answers, firsts, strict=True)]
         positions_RT = torch.tensor(firsts, device=device)[:, None] + torch.arange(length, device=device)
-        attending = CachedRun(cache, [row.index for row in rows], positions_RT)
-        output = self.model.base_model(input_ids=tokens_RT, position_ids=positions_RT, attending=attending, use_cache=False)
+        output = self.model.base_model(
+            input_ids=torch.tensor(tokens, device=device),
+            position_ids=positions_RT,
+            attending=CachedRun(self.cache, [answer.row for answer in answers], positions_RT),
+            use_cache=False,
+        )
         hidden_RTC = output.last_hidden_state
         assert isinstance(hidden_RTC, Tensor)
         return hidden_RTC
 
-    def _wanted(self, row: Row) -> list[int]:
-        """The masked positions that may be written now: those of the first sub-block that has any."""
-        end = self._end(row)
-        for first in range(row.start, row.start + self.decoding.block_size, self.decoding.sub_block_size):
-            positions = range(first, min(first + self.decoding.sub_block_size, end))
-            if masked := [position for position in positions if row.tokens[position] == self.mask_id]:
-                return masked
-        return []
-
-    def _sub_block(self, row: Row) -> int:
-        """The first position of the sub-block in work."""
-        first, size = self._wanted(row)[0], self.decoding.sub_block_size
-        return first - first % size
-
-    def _end(self, row: Row) -> int:
-        """Where writing ends: at the first stop token that is known, or the limit."""
-        answer = range(max(row.num_prompt, row.start), min(row.start + self.decoding.block_size, row.limit))
-        return next((position for position in answer if row.tokens[position] in self.stop_ids), row.limit)
-
-    def _take(self, row: Row, wanted: list[int], hidden_NC: Tensor) -> None:
+    def _take(self, answer: Answer, wanted: list[int], hidden_NC: Tensor) -> None:
         """Write the tokens that are sure enough."""
-        token_N, confidence_N = choose(self._logits(hidden_NC), self.decoding.sampling, row.generator)
-        for index in accepted(confidence_N, self.decoding.threshold).tolist():
-            row.tokens[wanted[index]] = int(token_N[index])
+        token_N, confidence_N = choose(self._logits(hidden_NC), answer.decoding.sampling, answer.generator)
+        for index in accepted(confidence_N, answer.decoding.threshold).tolist():
+            answer.tokens[wanted[index]] = int(token_N[index])
 
-    def _write_first(self, row: Row, hidden_C: Tensor) -> None:
+    def _write_first(self, answer: Answer, hidden_C: Tensor) -> None:
         """Write the first token of a block from the state before it."""
-        if row.start < row.limit:
-            token_N, _ = choose(self._logits(hidden_C[None]), self.decoding.sampling, row.generator)
-            row.tokens[row.start] = int(token_N[0])
+        if answer.start < answer.limit:
+            token_N, _ = choose(self._logits(hidden_C[None]), answer.decoding.sampling, answer.generator)
+            answer.tokens[answer.start] = int(token_N[0])
 
     def _logits(self, hidden_NC: Tensor) -> Tensor:
         """[N, V]; the mask token is never written."""
@@ -229,16 +159,26 @@ class BlockDecoder:
         logits_NV[:, self.mask_id] = -torch.inf
         return logits_NV
 
-    def _hand_out(self, rows: list[Row]) -> Iterator[Given]:
-        """What has become certain of these rows: everything up to the first mask."""
-        for row in rows:
-            end = self._end(row)
-            first = row.num_prompt + row.num_given
-            stop = next((position for position in range(first, end) if row.tokens[position] == self.mask_id), end)
-            row.finished = stop == end
-            row.stopped = row.finished and end < row.limit
-            new = row.tokens[first:stop]
-            row.num_given += len(new)
-            self.counts.tokens += len(new)
-            if new or row.finished:
-                yield Given(row.index, new, row.finished, row.stopped)
+    def _hand_out(self, answers: Sequence[Answer]) -> list[Given]:
+        found = [given for answer in answers if (given := answer.hand_out())]
+        self.counts.tokens += sum(len(given.tokens) for given in found)
+        for given in found:
+            if given.finished:
+                self.drop(given.row)
+        return found
+
+
+def generate(
+    model: PreTrainedModel, mask_id: int, stop_ids: frozenset[int], decoding: Decoding, prompts: Sequence[Sequence[int]]
+) -> tuple[list[list[int]], Counts]:
+    """Answers to prompts, without their stop tokens, and what they took; arguments as of `BlockDecoder`.
+
+    Raises:
+        ValueError: see `BlockDecoder.add`.
+    """
+    context = max(map(len, prompts)) + decoding.max_tokens
+    decoder = BlockDecoder(model, mask_id, stop_ids, decoding, len(prompts), context)
+    answers: list[list[int]] = [[] for _ in prompts]
+    for given in decoder.stream(prompts):
+        answers[given.row] += given.tokens
+    return answers, decoder.counts

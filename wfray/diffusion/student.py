@@ -20,6 +20,7 @@ from wfray.diffusion.attention import use_block_attention
 from wfray.diffusion.forward import DiffusionForward
 from wfray.diffusion.mask_token import add_mask_token
 from wfray.diffusion.noise import EPS
+from wfray.quant import hold_codes
 from wfray.student import load_student, save_student
 from wfray.student.forward import Forward
 
@@ -80,6 +81,12 @@ def load_diffuser(directory: Path, dtype: torch.dtype = torch.float32) -> Diffus
         )
     use_block_attention(model)
     return Diffuser(model, tokenizer, method)
+
+
+def prepare_for_inference(model: PreTrainedModel, precision: torch.dtype) -> None:
+    """Quantize once and turn everything else into `precision`, in place; the codes are those of the float32 weights."""
+    hold_codes(model)
+    torch.nn.Module.to(model, dtype=precision)
 
 
 def read_method(directory: Path) -> Method:

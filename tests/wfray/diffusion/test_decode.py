@@ -1,12 +1,15 @@
 """Decoding against a slow decoder without a cache, and autoregressive decoding against transformers' own."""
 
+from dataclasses import dataclass, field
+
 import pytest
 import torch
 from transformers import PreTrainedModel
 
 from tests.wfray.diffusion.conftest import BLOCK, MASK_ID, diffusion_model
 from wfray.diffusion.acceptance import Sampling, accepted, choose, nucleus
-from wfray.diffusion.decode import BlockDecoder, Decoding
+from wfray.diffusion.answers import Counts, Decoding
+from wfray.diffusion.decode import BlockDecoder, generate
 
 PROMPTS = [[5, 9, 2], [7] * 8, [3, 1, 4, 1, 5, 9, 2, 6, 5, 3, 5, 8, 9], [11]]
 """In the middle of a block, of whole blocks, of more than three, of one token."""
@@ -56,9 +59,25 @@ def slow_answer(
     return tokens[len(prompt) :]
 
 
-def decoder(model: PreTrainedModel, stop_ids: frozenset[int] = frozenset(), **settings: object) -> BlockDecoder:
+def decoder(model: PreTrainedModel, stop_ids: frozenset[int] = frozenset(), **settings: object) -> "Decoder":
     decoding = Decoding(**{"block_size": BLOCK, "sub_block_size": BLOCK, "max_tokens": 21, **settings})  # type: ignore[arg-type]
-    return BlockDecoder(model, MASK_ID, stop_ids, decoding)
+    return Decoder(model, stop_ids, decoding)
+
+
+@dataclass
+class Decoder:
+    """Decodes set after set of prompts and adds up what they took."""
+
+    model: PreTrainedModel
+    stop_ids: frozenset[int]
+    decoding: Decoding
+    counts: Counts = field(default_factory=Counts)
+
+    def generate(self, prompts: list[list[int]]) -> list[list[int]]:
+        answers, counts = generate(self.model, MASK_ID, self.stop_ids, self.decoding, prompts)
+        for name in ("tokens", "runs", "windows"):
+            setattr(self.counts, name, getattr(self.counts, name) + getattr(counts, name))
+        return answers
 
 
 @pytest.mark.parametrize("sub_block_size", [2, 4])
@@ -107,7 +126,7 @@ def test_a_stop_token_anywhere_in_a_block_ends_the_answer_before_it(stop_in_bloc
         place = next(p for p in range(4, 21) if (len(prompt) + p) % BLOCK == stop_in_block)
         stop_ids = frozenset({whole[place]})
         ours = decoder(model, stop_ids, threshold=threshold)
-        given = list(ours.stream([prompt]))
+        given = list(BlockDecoder(model, MASK_ID, stop_ids, ours.decoding, 1, len(prompt) + 21).stream([prompt]))
         answer = [token for part in given for token in part.tokens]
         assert answer == slow_answer(plain, prompt, ours.decoding, stop_ids)
         assert given[-1].finished and not any(part.finished for part in given[:-1])
@@ -175,6 +194,36 @@ def test_the_nucleus_and_acceptance() -> None:
 def test_prompts_that_cannot_be_answered_are_refused(prompts: list[list[int]], message: str) -> None:
     with pytest.raises(ValueError, match=message):
         decoder(diffusion_model()).generate(prompts)
+
+
+def test_answers_that_come_and_go_are_those_that_they_are_alone() -> None:
+    model = diffusion_model(ternary=False).double()
+    alone = decoder(model, threshold=0.05, max_tokens=9).generate
+    decoding = Decoding(BLOCK, BLOCK, threshold=0.05, max_tokens=9)
+    ours = BlockDecoder(model, MASK_ID, frozenset(), decoding, num_rows=3, context=32)
+    found: dict[int, list[int]] = {index: [] for index in range(len(PROMPTS))}
+    waiting, holders = list(range(len(PROMPTS))), {}
+    while waiting or ours.answers:
+        free = [row for row in (2, 0, 1) if row not in ours.answers]
+        given = []
+        if waiting and free:
+            index, row = waiting.pop(), free[0]
+            holders[row] = index
+            ours.add(row, PROMPTS[index])
+            given += ours.prefill([row])
+        given += ours.step() if ours.answers else []
+        for part in given:
+            found[holders[part.row]] += part.tokens
+    assert [found[index] for index in range(len(PROMPTS))] == [alone([prompt])[0] for prompt in PROMPTS]
+    ours.add(1, PROMPTS[0])
+    ours.drop(1)
+    assert not ours.answers
+
+
+def test_an_answer_that_the_context_does_not_hold_is_refused() -> None:
+    ours = BlockDecoder(diffusion_model(), MASK_ID, frozenset(), Decoding(BLOCK, BLOCK, max_tokens=9), num_rows=1, context=16)
+    with pytest.raises(ValueError, match="a prompt of 8 tokens and 9 of its answer exceed the context 16"):
+        ours.add(0, PROMPTS[1])
 
 
 def test_settings_that_make_no_sense_are_refused() -> None:
