@@ -12,6 +12,7 @@ from ray import serve
 from ray.serve.schema import ApplicationStatus
 
 from actors.applications import http_port, start_serve
+from actors.placement import resources_of
 from wfray.config.serve import ServeConfig
 from wfray.serving.api import build_app
 from wfray.serving.llama_cpp_engine import LlamaCppEngine
@@ -54,7 +55,7 @@ def deploy(config: ServeConfig, files: dict[str, Path]) -> str:
     models = {model.name: {"file": str(files[model.name]), "context": model.context, "threads": model.threads} for model in config.models}
     deployment = serve.deployment(
         num_replicas=config.num_replicas,
-        ray_actor_options={"num_cpus": config.num_cpus},
+        ray_actor_options={"num_cpus": config.num_cpus, "resources": resources_of("serve")},
         max_ongoing_requests=config.max_ongoing_requests,
     )(Server)
     target = serve.RunTarget(deployment.bind(models), name=config.application, route_prefix=f"/{config.application}")

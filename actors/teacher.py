@@ -18,6 +18,7 @@ import torch
 from ray import serve
 
 from actors.applications import is_deployed, start_serve, wait_until_running
+from actors.placement import gpus_for, resources_of
 from actors.teacher_http import gateway_name, gateway_of
 from actors.teacher_metrics import ReplicaMetrics
 from wfray.config.teacher import Autoscaling, TeacherConfig
@@ -83,7 +84,11 @@ def deploy(config: TeacherConfig, directory: Path) -> None:
         scaling = {"autoscaling_config": autoscaling(config.num_replicas)}
     application = Teacher.options(  # type: ignore[attr-defined]
         **scaling,
-        ray_actor_options={"num_cpus": config.num_cpus, "num_gpus": config.num_gpus, "resources": config.resources},
+        ray_actor_options={
+            "num_cpus": config.num_cpus,
+            "num_gpus": min(1, gpus_for("teacher")) if config.num_gpus is None else config.num_gpus,
+            "resources": {**resources_of("teacher"), **config.resources},
+        },
         max_ongoing_requests=config.max_queued_requests,
         max_queued_requests=config.max_queued_requests,
         max_constructor_retry_count=1,
