@@ -1,10 +1,12 @@
-"""The model inside the SmolLM2 wheel, served by llama.cpp: real answers."""
+"""The model inside the SmolLM2 wheel, served by llama.cpp: real answers, real processes."""
 
+from collections.abc import Iterator
 from importlib import resources
 from pathlib import Path
 
 import pytest
 
+from tests.wfray.serving.served import CONTEXT
 from wfray.serving.llama_cpp_engine import LlamaCppEngine
 
 
@@ -15,8 +17,8 @@ def model_file() -> Path:
 
 
 @pytest.fixture(scope="module")
-def engine(model_file):
-    """An engine with a context of 128 tokens."""
-    engine = LlamaCppEngine(model_file, context=128, threads=1)
+def engine(model_file: Path) -> Iterator[LlamaCppEngine]:
+    """An engine in this process with a context of 128 tokens and three slots."""
+    engine = LlamaCppEngine(model_file, context=CONTEXT, slots=3, threads=1)
     yield engine
     engine.close()
