@@ -20,6 +20,7 @@ from wfray.serving.probe import ask
 pytestmark = pytest.mark.ray
 QUESTION = [{"role": "user", "content": "How many days are in a week?"}]
 KEY = "a-key-of-this-test"
+HEADERS = {"authorization": f"Bearer {KEY}", "content-type": "application/json"}
 
 
 @pytest.fixture(scope="module")
@@ -101,7 +102,7 @@ def test_errors_reach_the_client_as_openais(client, url):
     with pytest.raises(openai.AuthenticationError) as wrong_key:
         client.with_options(api_key="wrong").completions.create(model="first", prompt="a")
     assert wrong_key.value.code == "invalid_api_key"
-    invalid = requests.post(f"{url}/v1/completions", data=b"{not json", headers={"authorization": f"Bearer {KEY}"}, timeout=60)
+    invalid = requests.post(f"{url}/v1/completions", data=b"{not json", headers=HEADERS, timeout=60)
     assert invalid.status_code == 400 and "JSON" in invalid.json()["error"]["message"]
 
 

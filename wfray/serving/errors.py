@@ -57,7 +57,7 @@ async def on_invalid(request: Request, error: Exception) -> JSONResponse:
     assert isinstance(error, RequestValidationError)
     first = error.errors()[0]
     place = [part for part in first["loc"][1:] if isinstance(part, int) or part.isidentifier()]
-    param = ".".join(map(str, place)) or None
+    param = None if first["type"] == "json_invalid" else ".".join(map(str, place)) or None
     return ApiError(400, f"{param or 'body'}: {first['msg']}", "invalid_request_error", param).response()
 
 

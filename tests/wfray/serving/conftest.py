@@ -6,7 +6,8 @@ from pathlib import Path
 
 import pytest
 
-from tests.wfray.serving.served import CONTEXT
+from tests.wfray.serving.served import CONTEXT, Replica, hosting, listening
+from wfray.serving.api import Access
 from wfray.serving.llama_cpp_engine import LlamaCppEngine
 
 
@@ -22,3 +23,18 @@ def engine(model_file: Path) -> Iterator[LlamaCppEngine]:
     engine = LlamaCppEngine(model_file, context=CONTEXT, slots=3, threads=1)
     yield engine
     engine.close()
+
+
+@pytest.fixture(scope="module")
+def replica(model_file: Path) -> Iterator[Replica]:
+    """One model with a context of 1024 tokens, two slots, and room for eight requests more."""
+    replica = Replica(hosting(model_file, model={"context": 1024}, max_queued=8))
+    yield replica
+    replica.close()
+
+
+@pytest.fixture(scope="module")
+def url(replica: Replica) -> Iterator[str]:
+    """The same on a real HTTP server."""
+    with listening(replica, Access()) as url:
+        yield url

@@ -2,14 +2,18 @@
 
 import asyncio
 import json
-from collections.abc import Awaitable, Callable
-from contextlib import AsyncExitStack
+import threading
+import time
+from collections.abc import Awaitable, Callable, Coroutine, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, TypeVar
 
 import httpx
+import uvicorn
 
 from wfray.config.serve import ServeConfig
+from wfray.runs.children import free_port
 from wfray.serving.api import Access, build_app
 from wfray.serving.engine import Engine, Piece, Request
 from wfray.serving.host import Host, Hosting
@@ -65,17 +69,55 @@ class Served:
         return await self.post("/v1/completions", {"model": "smol", "prompt": prompt, "temperature": 0, "max_tokens": 8, **options})
 
 
-def serving(first: Hosting, scenario: Callable[[Served], Awaitable[T]], access: Access | None = None) -> T:
-    """Run a scenario against an application that serves `first`."""
+class Replica:
+    """A host with its models in an event loop of its own, in a thread."""
 
-    async def run() -> T:
-        host = Host()
-        async with AsyncExitStack() as stack:
-            await host.apply(first)
-            stack.push_async_callback(host.close)
-            app = build_app(host.gates, host.figures, access or Access())
+    def __init__(self, first: Hosting) -> None:
+        self.loop, self.host = asyncio.new_event_loop(), Host()
+        self.thread = threading.Thread(target=self.loop.run_forever, daemon=True)
+        self.thread.start()
+        self.run(self.host.apply(first))
+
+    def run(self, work: Coroutine[Any, Any, T]) -> T:
+        """Run something in the loop and wait for it."""
+        return asyncio.run_coroutine_threadsafe(work, self.loop).result(timeout=250)
+
+    def serving(self, scenario: Callable[[Served], Awaitable[T]], access: Access | None = None) -> T:
+        """Run a scenario against the application over this host."""
+
+        async def run() -> T:
+            app = build_app(self.host.gates, self.host.figures, access or Access())
             transport = httpx.ASGITransport(app=app, raise_app_exceptions=False)
-            client = await stack.enter_async_context(httpx.AsyncClient(transport=transport, base_url="http://test", timeout=120))
-            return await scenario(Served(host, client))
+            async with httpx.AsyncClient(transport=transport, base_url="http://test", timeout=250) as client:
+                return await scenario(Served(self.host, client))
 
-    return asyncio.run(run())
+        return self.run(run())
+
+    def close(self) -> None:
+        """End every process and the loop."""
+        self.run(self.host.close())
+        self.loop.call_soon_threadsafe(self.loop.stop)
+        self.thread.join()
+
+
+@contextmanager
+def listening(replica: Replica, access: Access) -> Iterator[str]:
+    """A replica's application on an HTTP server in its loop; the base URL, which ends with a slash."""
+    port = free_port()
+    app = build_app(replica.host.gates, replica.host.figures, access)
+    server = uvicorn.Server(uvicorn.Config(app, host="127.0.0.1", port=port, log_level="warning"))
+    serving = asyncio.run_coroutine_threadsafe(server.serve(), replica.loop)
+    while not server.started:
+        time.sleep(0.05)
+    yield f"http://127.0.0.1:{port}/"
+    server.should_exit = True
+    serving.result(timeout=60)
+
+
+def serving(first: Hosting, scenario: Callable[[Served], Awaitable[T]]) -> T:
+    """Run a scenario against an application of its own."""
+    replica = Replica(first)
+    try:
+        return replica.serving(scenario)
+    finally:
+        replica.close()

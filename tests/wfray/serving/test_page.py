@@ -1,10 +1,8 @@
 """The chat page in headless Chromium, driven over WebDriver: a question is typed, sent, and two models answer side by side."""
 
-import asyncio
 import shutil
 import socket
 import subprocess
-import threading
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -13,13 +11,11 @@ from typing import Any
 
 import pytest
 import requests
-import uvicorn
 
-from tests.wfray.serving.served import hosting
+from tests.wfray.serving.served import Replica, hosting, listening
 from wfray.runs.children import free_port
-from wfray.serving.api import Access, build_app
+from wfray.serving.api import Access
 from wfray.serving.guard import key_hash
-from wfray.serving.host import Host
 
 DRIVER, BROWSER = shutil.which("chromedriver"), shutil.which("chromium")
 pytestmark = [
@@ -34,23 +30,12 @@ ENTER = "\ue007"
 
 
 @pytest.fixture(scope="module")
-def url(model_file: Path) -> Iterator[str]:
-    """The application on a real HTTP server in a thread, with two models and a key."""
-    port, host, loop = free_port(), Host(), asyncio.new_event_loop()
-    app = build_app(host.gates, host.figures, Access([key_hash(KEY)]))
-    server = uvicorn.Server(uvicorn.Config(app, host="127.0.0.1", port=port, log_level="warning"))
-
-    async def run() -> None:
-        await host.apply(hosting(model_file, names=("ternary", "original"), model={"context": 1024}))
-        await server.serve()
-        await host.close()
-
-    thread = threading.Thread(target=loop.run_until_complete, args=(run(),))
-    thread.start()
-    wait_until(lambda: server.started)
-    yield f"http://127.0.0.1:{port}/"
-    server.should_exit = True
-    thread.join()
+def page(model_file: Path) -> Iterator[str]:
+    """The application with two models and a key."""
+    replica = Replica(hosting(model_file, names=("ternary", "original"), model={"context": 1024}))
+    with listening(replica, Access([key_hash(KEY)])) as url:
+        yield url
+    replica.close()
 
 
 def wait_until(what: Any, seconds: float = 120.0) -> Any:
@@ -101,14 +86,14 @@ class Browser:
 
 
 @contextmanager
-def browsing(url: str) -> Iterator[Browser]:
+def browsing(page: str) -> Iterator[Browser]:
     """A browser on a page."""
     port = free_port()
     process = subprocess.Popen([str(DRIVER), f"--port={port}"], stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
     try:
         wait_until(lambda: socket.socket().connect_ex(("127.0.0.1", port)) == 0)
         browser = Browser(f"http://127.0.0.1:{port}")
-        browser.do("url", url=url)
+        browser.do("url", url=page)
         yield browser
         requests.delete(browser.base, timeout=60)
     finally:
@@ -116,8 +101,8 @@ def browsing(url: str) -> Iterator[Browser]:
         process.wait()
 
 
-def test_a_question_is_answered_by_two_models_side_by_side(url: str, tmp_path: Path) -> None:
-    with browsing(url) as browser:
+def test_a_question_is_answered_by_two_models_side_by_side(page: str, tmp_path: Path) -> None:
+    with browsing(page) as browser:
         assert wait_until(lambda: browser.texts(".error")) == [
             "Incorrect API key provided: send one of this server's keys as `Authorization: Bearer <key>`"
         ]
@@ -136,8 +121,8 @@ def test_a_question_is_answered_by_two_models_side_by_side(url: str, tmp_path: P
         (tmp_path / "page.png.base64").write_bytes(browser.picture())
 
 
-def test_an_answer_can_be_stopped_and_one_model_chosen(url: str) -> None:
-    with browsing(url) as browser:
+def test_an_answer_can_be_stopped_and_one_model_chosen(page: str) -> None:
+    with browsing(page) as browser:
         browser.type("#key", KEY + ENTER)
         wait_until(lambda: len(browser.texts(".column")) == 2)
         browser.run("(document.getElementById('second').value = '', document.getElementById('second').dispatchEvent(new Event('change')))")
