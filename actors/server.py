@@ -90,7 +90,7 @@ async def try_all(hosting: Hosting) -> None:
 
 def code_version() -> str:
     """Changes with the code that replicas run: the working directory that this job was submitted with."""
-    return str(ray.get_runtime_context().runtime_env.get("working_dir", ""))
+    return f"code of {ray.get_runtime_context().runtime_env.get('working_dir')}"
 
 
 def version(file: Path) -> str:
