@@ -8,14 +8,16 @@ JOBS ?= 2
 # A local torch wheel (a CPU build, say) is found where pip's find-links point.
 export UV_FIND_LINKS := $(PIP_FIND_LINKS)
 export UV_SYSTEM_CERTS := 1
-# llama.cpp is compiled for this machine, its library alone, with a bounded number of compilers.
+# llama.cpp is compiled for this machine, its library alone, with a bounded number of compilers, and without AMX, whose products
+# end the process on some machines that have it (SIGSEGV in ggml_backend_amx_mul_mat, llama.cpp issue 20824).
 export CMAKE_BUILD_PARALLEL_LEVEL := $(JOBS)
-export CMAKE_ARGS := -DLLAVA_BUILD=OFF -DLLAMA_BUILD_TOOLS=OFF -DLLAMA_BUILD_EXAMPLES=OFF -DLLAMA_BUILD_TESTS=OFF
+export CMAKE_ARGS := -DLLAVA_BUILD=OFF -DLLAMA_BUILD_TOOLS=OFF -DLLAMA_BUILD_EXAMPLES=OFF -DLLAMA_BUILD_TESTS=OFF \
+	-DCMAKE_CXX_FLAGS=-U__AMX_INT8__
 
-.PHONY: help install lock quickstart report test engines checks format bench clean
+.PHONY: help install lock quickstart report test test-slow engines skypilot checks format bench clean
 
 help: ## show this list
-	@grep -hE '^[a-z]+:.*##' $(MAKEFILE_LIST) | awk -F':.*## ' '{printf "  make %-12s %s\n", $$1, $$2}'
+	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | awk -F':.*## ' '{printf "  make %-12s %s\n", $$1, $$2}'
 
 $(VENV)/.installed: requirements.lock
 	$(PYTHON) -m venv $(VENV)
@@ -33,8 +35,13 @@ lock: install ## pin the newest versions that pyproject.toml allows into require
 quickstart: install ## real model, real text, all stages: ends with a served 1.58-bit model and runs/quickstart/report.html
 	$(BIN)/python -m jobs.pipeline --config configs/quickstart.yaml $(ARGS)
 
-test: install ## every test that runs on two cores
-	$(BIN)/python -m pytest -m "not gpu and not engine" -n 3 --dist loadgroup --no-loadscope-reorder $(ARGS)
+PYTEST := $(BIN)/python -m pytest --dist loadgroup --no-loadscope-reorder
+
+test: install ## the tests, on two cores
+	$(PYTEST) -m "not gpu and not engine and not slow" -n 3 $(ARGS)
+
+test-slow: install ## the long ones: what dies under load and goes on, whole clusters, large files
+	$(PYTEST) -m "slow and not gpu and not engine" -n 2 $(ARGS)
 
 # Engines of the teacher, each in an environment of its own: their pins fit neither each other nor the project.
 ENGINES ?= $(HOME)/.cache/wfray/engines
@@ -51,6 +58,17 @@ $(ENGINES)/sglang/.shims: $(ENGINES)/sglang/.installed $(wildcard engines/sglang
 
 engines: $(ENGINES)/vllm/.installed $(ENGINES)/sglang/.shims ## set up vllm and sglang on this CPU and test them as teachers
 	WFRAY_ENGINES=$(ENGINES) $(BIN)/python -m pytest -m engine tests/wfray/teacher $(ARGS)
+
+# SkyPilot, the tool that launches machines: its pins fit neither the project's nor an engine's.
+SKYPILOT := $(HOME)/.cache/wfray/skypilot
+
+$(SKYPILOT)/.installed: | install
+	$(BIN)/uv venv --quiet --clear --python $(BIN)/python $(@D)
+	$(BIN)/uv pip install --quiet --python $(@D)/bin/python 'skypilot[nebius,runpod]==0.14.1'
+	touch $@
+
+skypilot: $(SKYPILOT)/.installed ## set up SkyPilot and let it judge every file that wf generates
+	$(BIN)/python -m pytest -m engine tests/cluster $(ARGS)
 
 checks: install ## lint, types, import rules
 	$(BIN)/ruff check .

@@ -11,8 +11,9 @@ from typing import Any
 import ray
 from lm_eval.api.instance import Instance
 
-from actors.connection import num_gpus, wait
-from wfray.config.evaluate import AnySubject, EvaluateConfig, Subject
+from actors.connection import wait
+from actors.placement import gpus_for, resources_of
+from wfray.config.evaluate import AnySubject, DiffusionSubject, EvaluateConfig, Subject
 from wfray.data.packages import fetch
 from wfray.evals import sets
 from wfray.evals.divided import Answer, DividedLM
@@ -61,7 +62,11 @@ class Fleet:
 
     def __init__(self, config: EvaluateConfig) -> None:
         assert config.harness is not None
-        resources = {"num_cpus": config.harness.num_cpus, "num_gpus": 1 if num_gpus() else 0}
+        resources: dict[str, Any] = {
+            "num_cpus": config.harness.num_cpus,
+            "num_gpus": min(1, gpus_for("evaluate")),
+            "resources": resources_of("evaluate"),
+        }
         actor: Any = ray.remote(Answerer).options(**resources, max_restarts=MAX_RESTARTS, max_task_retries=MAX_RESTARTS)
         self.actors = [actor.remote(config) for _ in range(config.harness.num_actors)]
         self.subject: tuple[str, Path | None] = ("", None)
@@ -133,7 +138,14 @@ def subject_report(report: Report, name: str, begun: float, share: float) -> Rep
 
 def description(subject: AnySubject) -> dict[str, Any]:
     """What stands in lm-eval's results for the model."""
-    model = {"original": "hf", "student": "wrinklefree", "hub": "hf", "gguf": "wrinklefree-gguf", "endpoint": "local-completions"}
-    reference = subject.reference if isinstance(subject, Subject) else None
+    model = {
+        "original": "hf",
+        "student": "wrinklefree",
+        "diffusion": "wrinklefree-diffusion",
+        "hub": "hf",
+        "gguf": "wrinklefree-gguf",
+        "endpoint": "local-completions",
+    }
+    reference = subject.reference if isinstance(subject, Subject | DiffusionSubject) else None
     arguments = {**subject.model_dump(mode="json", exclude={"name", "kind"}), **({"reference": reference} if reference else {})}
     return {"model": model[subject.kind], "model_args": arguments, "model_name": subject.name}

@@ -1,4 +1,4 @@
-"""The student's role: Ray Train runs the training loop of stages 1.9, 2 and 3 on one or more workers.
+"""The student's role: Ray Train runs the training loop of stages 1.9, 2, 3 and of block diffusion on one or more workers.
 
 When a worker crashes, Ray starts the whole group again, with another number of workers where that is elastic and the cluster has
 changed. It goes on from the newest committed checkpoint in the stage's directory, which needs nothing of Ray's own bookkeeping, so
@@ -9,27 +9,30 @@ the next group finds: it ends at once, and the job with it, with that one messag
 """
 
 import os
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any, cast
 
 import torch
-from ray.train import FailureConfig, RunConfig, ScalingConfig, TrainingFailedError, get_context
+from ray.train import FailureConfig, RunConfig, ScalingConfig, TrainingFailedError, get_context, get_preemption_info
 from ray.train.torch import TorchConfig, TorchTrainer
-from transformers import PreTrainedModel
 
+from actors.placement import gpus_for, resources_of
+from actors.student_metrics import with_metrics
 from actors.teacher_client import TeacherClient
+from wfray.config.diffuse import DiffuseConfig
 from wfray.config.train import AttentionRelations, TrainConfig
 from wfray.data.shards import PackedCorpus
 from wfray.data.stream import MixedStream
-from wfray.data.tokenizer import load_directory_tokenizer, tokenizer_sha256
+from wfray.diffusion.student import DiffusionStudent
 from wfray.objectives import StageLoss
 from wfray.objectives.relations import check_split
 from wfray.quant import lambda_at
 from wfray.quant.determinism import use_deterministic_algorithms
 from wfray.quant.precision import dtype_of
 from wfray.runs.files import remove, write_aside, write_json
-from wfray.student import load_student, save_student
 from wfray.student.compiled import compile_layers
+from wfray.student.kind import CausalStudent, StudentKind
 from wfray.student.original import architecture_of
 from wfray.teacher import Fingerprint, SignalRequest
 from wfray.train import CheckpointStore, Collective, Feed, Replica, StepPlan, Trainer
@@ -56,12 +59,25 @@ def train_student(config: TrainConfig, directory: Path, student: Path, corpus: P
     step_plan(config, PackedCorpus(corpus).index.sequence_length, 0)
     mistake = directory / MISTAKE
     remove(mistake)
-    task = {"config": config.model_dump(mode="json"), "directory": str(directory), "student": str(student), "corpus": str(corpus)}
+    task = {
+        "kind": type(config),
+        "config": config.model_dump(mode="json"),
+        "directory": str(directory),
+        "student": str(student),
+        "corpus": str(corpus),
+    }
+    # Not whether there is one here: the driver may run on a head without.
+    uses_gpu = gpus_for("student") > 0
     trainer = TorchTrainer(
         cast(Any, train_worker),
         train_loop_config=task,
-        torch_config=TorchConfig(backend="nccl" if torch.cuda.is_available() else "gloo"),
-        scaling_config=ScalingConfig(num_workers=cast(Any, config.train.num_workers), use_gpu=torch.cuda.is_available()),
+        torch_config=TorchConfig(backend="nccl" if uses_gpu else "gloo"),
+        scaling_config=ScalingConfig(
+            num_workers=cast(Any, config.train.num_workers),
+            use_gpu=uses_gpu,
+            # Ray gives a worker one core where it has no GPU.
+            resources_per_worker={"GPU" if uses_gpu else "CPU": 1, **resources_of("student")},
+        ),
         run_config=RunConfig(
             name=f"{config.stage}-{os.getpid()}",
             storage_path=str(directory / "ray"),
@@ -84,7 +100,7 @@ def train_worker(task: dict[str, Any]) -> None:
     if mistake.exists():
         return
     try:
-        run_worker(TrainConfig.model_validate(task["config"]), Path(task["directory"]), Path(task["student"]), Path(task["corpus"]))
+        run_worker(task["kind"].model_validate(task["config"]), Path(task["directory"]), Path(task["student"]), Path(task["corpus"]))
     except (ValueError, FloatingPointError) as error:
         with write_aside(mistake) as aside:
             aside.write_text(str(error), encoding="utf-8")
@@ -98,8 +114,9 @@ def run_worker(config: TrainConfig, directory: Path, student: Path, corpus: Path
     set_determinism(config)
     collective = Collective()
     packed = PackedCorpus(corpus)
-    model = load_student(student)
-    packed.require_tokenizer(tokenizer_sha256(load_directory_tokenizer(student)))
+    kind: StudentKind = DiffusionStudent(config) if isinstance(config, DiffuseConfig) else CausalStudent()
+    model = kind.load(student)
+    packed.require_tokenizer(kind.tokenizer_sha256)
     if config.train.gradient_checkpointing:
         model.gradient_checkpointing_enable({"use_reentrant": False})
     torch.nn.Module.to(model, "cuda" if torch.cuda.is_available() else "cpu")
@@ -107,7 +124,7 @@ def run_worker(config: TrainConfig, directory: Path, student: Path, corpus: Path
         compile_layers(model)
     checkpoints = CheckpointStore(directory / "checkpoints", collective)
     newest = checkpoints.newest()
-    teacher = connect_teacher(config, packed, model)
+    teacher = connect_teacher(config, packed, model.config, kind.vocab_size)
     if teacher is not None:
         require_same_teacher(teacher.fingerprint, directory, is_resumed=newest is not None, is_first=collective.rank == 0)
     head_VC = teacher.head() if teacher and "hidden" in teacher.wanted.wires else None
@@ -124,14 +141,30 @@ def run_worker(config: TrainConfig, directory: Path, student: Path, corpus: Path
     feed = Feed(stream, plan, teacher, collective.rank, collective.world_size, mixer)
     state = progress.state if progress else TrainingState()
     with open_log(config, directory, collective.rank, done) as log:
-        Trainer(config, replica, optimizer, loss, checkpoints, collective, log, state).run(feed)
+        show = with_metrics(log, Path(config.run).name, config.stage) if collective.rank == 0 else log
+        Trainer(config, replica, optimizer, loss, checkpoints, collective, show, state, kind.forward, announced_losses()).run(feed)
     replica.gather()
     if collective.rank == 0:
         model.config.wrinklefree["quantization_lambda"] = lambda_at(config.quantization, config.train.tokens)
         with write_aside(directory / "student") as aside:
-            save_student(model, aside, tokenizer_from=student)
+            kind.save(model, aside, student)
         remove(directory / "checkpoints")
     collective.barrier()
+
+
+def announced_losses() -> Callable[[], int] | None:
+    """Counts the machines of this group that the cloud has announced to take back; None where nobody watches for that.
+
+    All workers must ask together: Ray lets none go on before all have asked, and tells all the same.
+    """
+    if os.environ.get("RAY_TRAIN_ENABLE_PREEMPTION_WATCHER") == "0":
+        return None
+
+    def count() -> int:
+        info = get_preemption_info()
+        return len(info.preempted_node_to_ranks) if info else 0
+
+    return count
 
 
 def set_determinism(config: TrainConfig) -> None:
@@ -158,16 +191,16 @@ def step_plan(config: TrainConfig, sequence_length: int, first_step: int) -> Ste
     return StepPlan(rows, config.train.micro_rows, config.num_steps, first_step, in_flight)
 
 
-def connect_teacher(config: TrainConfig, corpus: PackedCorpus, model: PreTrainedModel) -> TeacherClient | None:
+def connect_teacher(config: TrainConfig, corpus: PackedCorpus, student: Any, vocab_size: int) -> TeacherClient | None:
     """The teacher's client, after every check that can be made before the first step."""
     if config.teacher is None:
         return None
     relations = next((objective for objective in config.objectives if isinstance(objective, AttentionRelations)), None)
-    request = SignalRequest.of(config.objectives, config.train.seed, model.config.vocab_size)
+    request = SignalRequest.of(config.objectives, config.train.seed, vocab_size)
     client = TeacherClient(config.teacher, request, name=f"{Path(config.run).name}/{config.stage}")
-    check_teacher(client.fingerprint, config, corpus, model.config)
+    check_teacher(client.fingerprint, config, corpus, student)
     if relations:
-        shape = architecture_of(model.config)
+        shape = architecture_of(student)
         check_split([shape.num_heads * shape.head_dim, shape.num_kv_heads * shape.head_dim], relations.split_heads)
     return client
 

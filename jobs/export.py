@@ -1,4 +1,4 @@
-"""Export: the student becomes `model.gguf`, proved against the training model and measured against the original as F16.
+"""Export: the student in every format asked for, each proved against the training model, and the original as F16 to measure against.
 
 ray job submit --working-dir . -- python -m jobs.export --config configs/export/smollm2_135m.yaml run=$PWD/runs/mine
 """
@@ -8,16 +8,15 @@ from typing import TYPE_CHECKING, Any, cast
 from actors.connection import connect
 from actors.remote import Remote
 from jobs.cli import run_job
-from wfray.config.export import ExportConfig
+from wfray.config.export import ExportConfig, Format
 from wfray.runs import Stage, write_aside
-from wfray.runs.metrics import MetricsLog
 
 if TYPE_CHECKING:
     from actors.exporter import Exporter
 
 
 def main(config: ExportConfig) -> None:
-    """Write, prove, measure; a file that misses its bounds is not kept."""
+    """Write, prove, measure; what misses its bounds is not kept."""
     stage = Stage.of(config)
     if stage.done:
         print(f"{config.stage}: already done in {stage.directory}")
@@ -25,26 +24,27 @@ def main(config: ExportConfig) -> None:
     connect()
     with stage, stage.metrics() as metrics:
         exporter = cast("Exporter", Remote("actors.exporter:Exporter", config, num_cpus=config.num_cpus))
-        stage.figures["model"] = export_student(config, stage, exporter, metrics)
+        written = {}
+        for number, wanted in enumerate(config.formats):
+            metrics.write(progress=0.9 * number / len(config.formats), message=f"writing and proving {wanted.path}")
+            written[wanted.path] = export_student(wanted, stage, exporter)
+            print(summary(wanted.path, written[wanted.path]), flush=True)
+        stage.figures["model"], *stage.figures["others"] = written.values()
         if config.original is not None:
-            metrics.write(progress=0.7, message="writing the original as F16")
+            metrics.write(progress=0.9, message="writing the original as F16")
             stage.figures["original"] = export_original(stage, exporter)
+            print(summary("original.gguf", stage.figures["original"]), flush=True)
         metrics.write(progress=1.0, message="done")
-    print(summary(config, stage.figures))
 
 
-def export_student(config: ExportConfig, stage: Stage, exporter: "Exporter", metrics: MetricsLog) -> dict[str, Any]:
-    """`model.gguf` and its figures."""
-    student, target = stage.inputs["student"] / "student", stage.directory / "model.gguf"
+def export_student(wanted: Format, stage: Stage, exporter: "Exporter") -> dict[str, Any]:
+    """One format's output and its figures."""
+    student, target = stage.inputs["student"] / "student", stage.directory / wanted.path
     with write_aside(target) as aside:
-        metrics.write(progress=0.0, message=f"writing {target.name} as {config.linear_type}")
-        figures = exporter.write_student(student, aside)
-        metrics.write(progress=0.1, message=f"comparing {config.parity.sequences} held-out sequences in llama.cpp")
-        figures["parity"] = exporter.prove(student, aside, stage.inputs["corpus"] / "corpus")
-    metrics.write(progress=0.5, message="measuring its speed")
-    figures["speed"] = exporter.measure_speed(target)
+        figures = exporter.write_student(student, aside, wanted)
+        figures["parity"] = exporter.prove(student, aside, wanted, stage.inputs["corpus"] / "corpus")
     stage.add_output(target)
-    return {"linear_type": config.linear_type, "embedding_type": config.embedding_type, **figures}
+    return {**wanted.model_dump(), **figures, **exporter.measure_speed(target, wanted)}
 
 
 def export_original(stage: Stage, exporter: "Exporter") -> dict[str, Any]:
@@ -52,24 +52,24 @@ def export_original(stage: Stage, exporter: "Exporter") -> dict[str, Any]:
     target = stage.directory / "original.gguf"
     with write_aside(target) as aside:
         figures = exporter.write_original(stage.inputs["original"] / "original", aside)
-    figures["speed"] = exporter.measure_speed(target)
     stage.add_output(target)
-    return figures
+    return {**figures, **exporter.measure_speed(target, None)}
 
 
-def summary(config: ExportConfig, figures: dict[str, Any]) -> str:
-    """What a person wants to know, in a few lines."""
-    model, parity = figures["model"], figures["model"]["parity"]
-    lines = [
-        f"{config.stage}: linear layers as {model['linear_type']}, {model['bytes_per_linear_weight'] * 8:.2f} bits a weight",
-        f"parity over {parity['num_tokens']} tokens: top-1 {parity['top1_agreement']:.4f}, mean KL {parity['mean_kl']:.1e} "
-        f"(rounded activations alone {parity['rounding_kl']:.1e}), perplexity {parity['perplexity_file']:.2f} in the file, "
-        f"{parity['perplexity_training']:.2f} in training",
-    ]
-    for name, file in figures.items():
-        size, speed = file["num_bytes"] / 1e6, file["speed"]
-        lines.append(f"{name}: {size:.1f} MB, prefill {speed['prefill']:.0f} and decoding {speed['decode']:.0f} tokens/s")
-    return "\n".join(lines)
+def summary(name: str, figures: dict[str, Any]) -> str:
+    """What a person wants to know of one output, in a line or two."""
+    parts = [f"{name}: {figures['num_bytes'] / 1e6:.1f} MB"]
+    if "bytes_per_linear_weight" in figures:
+        parts.append(f"linear layers {figures['bytes_per_linear_weight'] * 8:.2f} bits a weight")
+    if speed := figures.get("speed"):
+        parts.append(f"prefill {speed['prefill']:.0f} and decoding {speed['decode']:.0f} tokens/s")
+    if parity := figures.get("parity"):
+        parts.append(
+            f"parity over {parity['num_tokens']} tokens: top-1 {parity['top1_agreement']:.4f}, mean KL {parity['mean_kl']:.1e}, max "
+            f"{parity['max_kl']:.1e}, perplexity {parity['perplexity_file']:.2f}, {parity['perplexity_training']:.2f} in training (against "
+            f"the training model's own rounding: top-1 {parity['own_top1_agreement']:.4f}, mean KL {parity['own_mean_kl']:.1e})"
+        )
+    return ", ".join(parts)
 
 
 if __name__ == "__main__":

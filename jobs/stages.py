@@ -9,6 +9,7 @@ import yaml
 from wfray.config.base import Config, StageConfig
 from wfray.config.convert import ConvertConfig
 from wfray.config.data import PackConfig
+from wfray.config.diffuse import DiffuseConfig
 from wfray.config.evaluate import EvaluateConfig
 from wfray.config.export import ExportConfig
 from wfray.config.pipeline import PipelineConfig, StageCall
@@ -24,6 +25,7 @@ CONFIGS: dict[str, type[Config]] = {
     "align": TrainConfig,
     "pretrain": TrainConfig,
     "distill": TrainConfig,
+    "diffuse": DiffuseConfig,
     "export": ExportConfig,
     "evaluate": EvaluateConfig,
     "serve": ServeConfig,

@@ -2,7 +2,7 @@
 
 from typing import Annotated, Literal, Self
 
-from pydantic import Field, NonNegativeFloat, PositiveInt, model_validator
+from pydantic import Field, NonNegativeFloat, NonNegativeInt, PositiveInt, model_validator
 
 from wfray.config.base import Config, Location, Precision, StageConfig
 from wfray.config.harness import Harness
@@ -22,6 +22,22 @@ class Subject(Named):
     """`original`: the full-precision checkpoint that a convert stage keeps; `student`: the student that a stage made."""
     reference: str
     """Stage of this run, or a directory, that holds `original/` or `student/`."""
+
+
+class DiffusionSubject(Named):
+    """A block-diffusion student that a stage made. For lm-eval only: its likelihoods are Monte Carlo estimates of a bound."""
+
+    kind: Literal["diffusion"]
+    reference: str
+    """Stage of this run, or a directory, that holds `student/`."""
+    samples: PositiveInt = 32
+    """Masks of each block of a continuation."""
+    seed: NonNegativeInt = 0
+    """Of the masks."""
+    threshold: float | None = Field(None, ge=0, le=1)
+    """Of acceptance where texts are generated; None: the student's own."""
+    block_size: PositiveInt | None = None
+    """None: the one that the student was trained for."""
 
 
 class HubSubject(Named):
@@ -58,7 +74,7 @@ class EndpointSubject(Named):
     """Requests in flight, for each actor."""
 
 
-AnySubject = Annotated[Subject | HubSubject | GGUFSubject | EndpointSubject, Field(discriminator="kind")]
+AnySubject = Annotated[Subject | DiffusionSubject | HubSubject | GGUFSubject | EndpointSubject, Field(discriminator="kind")]
 
 
 class Continuations(Config):
@@ -130,7 +146,9 @@ class EvaluateConfig(StageConfig):
         """The corpus, and each subject that is a file or directory under its name."""
         corpus = {"corpus": self.corpus} if self.corpus else {}
         files = {
-            s.name: s.file if isinstance(s, GGUFSubject) else s.reference for s in self.subjects if isinstance(s, Subject | GGUFSubject)
+            s.name: s.file if isinstance(s, GGUFSubject) else s.reference
+            for s in self.subjects
+            if isinstance(s, Subject | DiffusionSubject | GGUFSubject)
         }
         return {**corpus, **files}
 

@@ -24,7 +24,7 @@ class LocalClusterConfig(Config):
 class StageCall(Config):
     """One stage: which job, with which configuration."""
 
-    job: Literal["pack", "teacher", "convert", "align", "pretrain", "distill", "export", "evaluate", "serve"]
+    job: Literal["pack", "teacher", "convert", "align", "pretrain", "distill", "diffuse", "export", "evaluate", "serve"]
     config: str
     """YAML file, relative to the repository."""
     set: dict[str, Any] = {}

@@ -56,9 +56,10 @@ class TeacherConfig(Config):
     num_replicas: PositiveInt | Autoscaling = 1
     num_cpus: NonNegativeFloat = 0.5
     """CPUs that a replica reserves in Ray."""
-    num_gpus: NonNegativeFloat = 0.0
+    num_gpus: NonNegativeFloat | None = None
+    """None: one where the cluster has GPUs for teachers, else none."""
     resources: dict[str, PositiveFloat] = {}
-    """Custom resources that a replica reserves, for example {teacher: 1}: nodes without them are left to students."""
+    """Custom resources that a replica reserves besides its role's, to keep it to certain nodes."""
     threads: PositiveInt | None = None
     """CPU threads of a replica; None leaves it to torch."""
     batch_tokens: PositiveInt | None = None

@@ -58,6 +58,19 @@ class LogitsKL(Config):
         return self.num_ids or {"hidden": None, "topk": 64, "sampled": 16}[self.signal]
 
 
+class ConcreteScore(Config):
+    """Target concrete score (arXiv 2504.16431): the ratios of the teacher's likeliest tokens to each other, and of nothing else.
+
+    KL of both distributions renormalised over the teacher's k likeliest tokens, times the temperature squared. For block diffusion it
+    covers masked tokens only; for teacher and student alike the state at i - 1 speaks of token i.
+    """
+
+    kind: Literal["concrete_score"]
+    weight: Weight = 1.0
+    num_ids: PositiveInt = 100
+    temperature: PositiveFloat = 5.0
+
+
 class Alignment(Config):
     """Stage 1.9: distance between student and teacher of the hidden states of every layer (OneBit, arXiv 2402.11295)."""
 
@@ -86,7 +99,7 @@ class AttentionRelations(Config):
     """Algorithm 1, the authors' code: cosine relations over this many slices. None: eq. 12, one relation a head."""
 
 
-Objective = Annotated[CrossEntropy | LogitsKL | Alignment | AttentionRelations, Field(discriminator="kind")]
+Objective = Annotated[CrossEntropy | LogitsKL | ConcreteScore | Alignment | AttentionRelations, Field(discriminator="kind")]
 
 
 class Quantization(Config):
@@ -246,6 +259,8 @@ class TrainConfig(StageConfig):
         kinds = [objective.kind for objective in self.objectives]
         if repeated := sorted({kind for kind in kinds if kinds.count(kind) > 1}):
             raise ValueError(f"objectives name {', '.join(repeated)} more than once")
+        if {"logits_kl", "concrete_score"} <= set(kinds):
+            raise ValueError("logits_kl and concrete_score are two ways to follow the teacher's logits: choose one")
         needs_teacher = sorted(set(kinds) - {"cross_entropy"})
         if needs_teacher and self.teacher is None:
             raise ValueError(f"objectives {', '.join(needs_teacher)} need a teacher: add `teacher: {{application: teacher}}`")

@@ -1,7 +1,8 @@
 """Our models as lm-eval sees them: registered model types, and the one that a subject of an evaluation is.
 
 `wrinklefree`: a student directory. lm-eval pads and batches requests itself, so the student's attention is transformers' own here;
-its ternary codes are computed once. `wrinklefree-gguf`: see `gguf_lm`. The stock command knows both where the task file
+its ternary codes are computed once. `wrinklefree-gguf`: see `gguf_lm`. `wrinklefree-diffusion`: see `diffusion_lm`. The stock command knows
+them where the task file
 `wfray/evals/tasks/wrinklefree.yaml` is named among its tasks.
 """
 
@@ -14,8 +15,9 @@ from lm_eval.api.registry import model_registry
 from lm_eval.models.huggingface import HFLM
 from lm_eval.models.openai_completions import LocalChatCompletion, LocalCompletionsAPI
 
-from wfray.config.evaluate import EndpointSubject, EvaluateConfig, GGUFSubject, HubSubject, Subject
+from wfray.config.evaluate import DiffusionSubject, EndpointSubject, EvaluateConfig, GGUFSubject, HubSubject, Subject
 from wfray.data.tokenizer import load_directory_tokenizer
+from wfray.evals.diffusion_lm import DiffusionLM, default_device
 from wfray.evals.gguf_lm import GGUFLM
 from wfray.quant import hold_codes
 from wfray.quant.precision import resolved
@@ -37,14 +39,9 @@ class StudentLM(HFLM):
         super().__init__(pretrained=model, tokenizer=tokenizer, mixed_precision_dtype=precision, **arguments)
 
 
-def default_device() -> str:
-    """The GPU, where there is one."""
-    return "cuda" if torch.cuda.is_available() else "cpu"
-
-
 def register() -> None:
     """Make the model types known to lm-eval, once."""
-    for name, model in {"wrinklefree": StudentLM, "wrinklefree-gguf": GGUFLM}.items():
+    for name, model in {"wrinklefree": StudentLM, "wrinklefree-gguf": GGUFLM, "wrinklefree-diffusion": DiffusionLM}.items():
         if name not in model_registry:
             model_registry.register(name, target=model)
 
@@ -70,6 +67,9 @@ def open_lm(config: EvaluateConfig, name: str, path: Path | None) -> LM:
             return StudentLM(str(path / "student" if path else ""), **floats)
         case Subject(kind="original"):
             return HFLM(str(path / "original" if path else ""), **floats)
+        case DiffusionSubject() as subject:
+            settings = subject.model_dump(include={"samples", "seed", "threshold", "block_size"})
+            return DiffusionLM(str(path / "student" if path else ""), **settings, **floats)
         case HubSubject(id=id, revision=revision):
             return HFLM(id, revision=revision, **floats)
         case GGUFSubject(context=context):

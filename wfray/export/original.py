@@ -47,10 +47,10 @@ def plan_tensors(weights: Weights, shape: LlamaShape) -> Iterator[PlannedTensor]
         return planned_vector(name, hidden, lambda: read(source))
 
     def matrix(name: str, source: str, size: tuple[int, int]) -> PlannedTensor:
-        return planned_matrix(name, size, "F16", lambda: read(source))
+        return planned_matrix(name, size, "F16", lambda start, end: weights[source][start:end].float().numpy())
 
     def rotated(name: str, source: str, size: tuple[int, int]) -> PlannedTensor:
-        return planned_matrix(name, size, "F16", lambda: interleave_halves(read(source), shape.head_dim))
+        return planned_matrix(name, size, "F16", lambda start, end: interleave_halves(read(source), shape.head_dim), slice_rows=size[0])
 
     yield matrix("token_embd.weight", "model.embed_tokens.weight", (shape.vocab_size, hidden))
     yield norm("output_norm.weight", "model.norm.weight")

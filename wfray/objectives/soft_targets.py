@@ -1,15 +1,16 @@
 """What a teacher's signal asks of the student's distribution: the KL and its gradient on one tile of logits.
 
-With `s` the student's logits over the temperature and `q = softmax(s)`; all three are differentiated with respect to `s`:
+With `s` the student's logits over the temperature and `q = softmax(s)`; all are differentiated with respect to `s`:
 
 | signal | KL | gradient |
 |---|---|---|
 | hidden states | `sum_v p_v (log p_v - log q_v)`, p from the teacher's own head | `q - p` |
 | k largest and the rest | the same over k + 1 buckets, `q_r` the sum of q outside the k | `q - p` inside, `q (1 - p_r / q_r)` outside |
+| k largest alone | p and q renormalised over the k, which is the target concrete score (arXiv 2504.16431) | `q - p` inside, 0 outside |
 | k drawn ids, weights w | `sum_i w_i (log p - log q)_i`, the teacher's part sent as its entropy | `q sum(w) - w` |
 
-The second is exact for what was sent and a lower bound of the full KL, with equality where student and teacher share the shape of the
-rest. Plain top-k without the rest would pull the student's whole mass into the k. The third has the full KL and its gradient as
+The second is exact for what was sent, and a lower bound of the full KL, with equality where student and teacher share the shape of the
+rest. The third says nothing of the mass outside the k and leaves it to cross-entropy. The fourth has the full KL and its gradient as
 its expectation. The rest's softmax is taken over the rest alone, so that no `1 - sum` cancels.
 
 A tile is `[rows, V]` of working precision, small enough for a core's cache; `losses` consumes it and returns the gradient of
@@ -38,7 +39,23 @@ class TeacherHead:
     temperature: float = 1.0
 
 
-Teacher = TeacherHead | TopK | Sampled
+@dataclass(frozen=True)
+class Shortlist:
+    """The k largest alone. Leading axes are the positions."""
+
+    ids: Tensor
+    """int64 [..., k]."""
+    log_probs: Tensor
+    """float32 [..., k]; they add up to 1 as probabilities."""
+    temperature: float
+
+    @classmethod
+    def of(cls, signal: TopK) -> "Shortlist":
+        """Leave the rest out."""
+        return cls(signal.ids, signal.log_probs[..., :-1].log_softmax(dim=-1), signal.temperature)
+
+
+Teacher = TeacherHead | TopK | Shortlist | Sampled
 
 
 class SoftTargets(Protocol):
@@ -58,6 +75,8 @@ def soft_targets(teacher: Teacher, tokens: Tensor, buffer_NV: Tensor, tiles_TV: 
     """The signal of `tokens`, positions in the teacher's arrays; a teacher's logits are formed in `buffer_NV`, in its dtype."""
     if isinstance(teacher, TopK):
         return TopKTargets(teacher.ids[tokens], teacher.log_probs[tokens], teacher.temperature)
+    if isinstance(teacher, Shortlist):
+        return ShortlistTargets(teacher.ids[tokens], teacher.log_probs[tokens], teacher.temperature)
     if isinstance(teacher, Sampled):
         return SampledTargets(teacher.ids[tokens], teacher.weights[tokens], teacher.entropy[tokens], teacher.temperature)
     hidden_NC = teacher.hidden_TC.index_select(0, tokens).to(buffer_NV.dtype)
@@ -102,6 +121,24 @@ class TopKTargets:
         p, q = log_p.exp(), log_q.exp()
         slope = (hard + soft * p.sum(dim=-1, keepdim=True)) * q - soft * p
         slope_TV = rest_TV.mul_(slope[:, -1:] / rest_total_T1).scatter_(1, ids_TK, slope[:, :-1])
+        return lse_T1, (p * (log_p - log_q)).sum(dim=-1), slope_TV
+
+
+@dataclass(frozen=True)
+class ShortlistTargets:
+    """The k largest alone."""
+
+    ids_NK: Tensor
+    log_probs_NK: Tensor
+    temperature: float
+
+    def losses(self, rows: slice, scaled_TV: Tensor, hard: float, soft: float) -> Losses:
+        """See `SoftTargets`."""
+        ids_TK, log_p = self.ids_NK[rows], self.log_probs_NK[rows].to(scaled_TV.dtype)
+        log_q = scaled_TV.gather(1, ids_TK).log_softmax(dim=-1)
+        p, q = log_p.exp(), log_q.exp()
+        lse_T1, total_T1 = exponentiate_(scaled_TV)
+        slope_TV = scaled_TV.mul_(hard / total_T1).scatter_add_(1, ids_TK, soft * (q * p.sum(dim=-1, keepdim=True) - p))
         return lse_T1, (p * (log_p - log_q)).sum(dim=-1), slope_TV
 
 

@@ -9,12 +9,12 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor, nn
 
-from wfray.config.train import Alignment, AttentionRelations, LogitsKL, Objective
+from wfray.config.train import Alignment, AttentionRelations, ConcreteScore, LogitsKL, Objective
 from wfray.objectives.alignment import alignment_loss
 from wfray.objectives.linear_losses import linear_losses
 from wfray.objectives.ramp import ramp_at
 from wfray.objectives.relations import relation_loss
-from wfray.objectives.soft_targets import Teacher, TeacherHead
+from wfray.objectives.soft_targets import Shortlist, Teacher, TeacherHead
 from wfray.student.forward import BodyOutput
 from wfray.teacher.signals import Signals
 
@@ -89,10 +89,11 @@ class StageLoss(nn.Module):
         weights: dict[str, float],
     ) -> tuple[Tensor, dict[str, float]]:
         """Cross-entropy and the KL of logits, in one pass."""
-        ce_weight, kl_weight = weights.get("cross_entropy"), weights.get("logits_kl")
+        objective = next((one for one in self.objectives.values() if isinstance(one, LogitsKL | ConcreteScore)), None)
+        kind = objective.kind if objective else "logits_kl"
+        ce_weight, kl_weight = weights.get("cross_entropy"), weights.get(kind)
         if ce_weight is None and kl_weight is None:
             return head_VC.new_zeros((), dtype=torch.float32), {}
-        objective = self.objectives.get("logits_kl")
         losses = linear_losses(
             output.hidden_BTC.flatten(0, 1),
             head_VC,
@@ -100,22 +101,30 @@ class StageLoss(nn.Module):
             num_targets,
             ce_weight=ce_weight,
             kl_weight=kl_weight,
-            teacher=self._teacher(objective, signals) if isinstance(objective, LogitsKL) and kl_weight is not None else None,
-            tau_squared=isinstance(objective, LogitsKL) and objective.tau_squared,
+            teacher=self._teacher(objective, signals) if objective and kl_weight is not None else None,
+            tau_squared=isinstance(objective, ConcreteScore) or (isinstance(objective, LogitsKL) and objective.tau_squared),
             dtype=self.dtype,
         )
-        measured = {"cross_entropy": losses.cross_entropy, "logits_kl": losses.logits_kl}
+        measured = {"cross_entropy": losses.cross_entropy, kind: losses.logits_kl}
         return losses.total, {kind: value for kind, value in measured.items() if kind in weights}
 
-    def _teacher(self, objective: LogitsKL, signals: Signals) -> Teacher:
+    def _teacher(self, objective: LogitsKL | ConcreteScore, signals: Signals) -> Teacher:
         """The signal that the objective names, its positions in one axis."""
+        if isinstance(objective, ConcreteScore):
+            require_temperature("topk", signals["topk"].temperature, objective)
+            return Shortlist.of(signals["topk"].at(-1))
         if objective.signal == "hidden":
             assert self.teacher_head_VC is not None
             return TeacherHead(signals["hidden"].flatten(0, 1), self.teacher_head_VC, objective.temperature)
         signal = signals["topk"] if objective.signal == "topk" else signals["sampled"]
-        if signal.temperature != objective.temperature:
-            raise ValueError(
-                f"the teacher's {objective.signal} was made at temperature {signal.temperature}, logits_kl is at {objective.temperature}: "
-                "what was left out cannot be tempered again; ask the teacher at the same temperature"
-            )
+        require_temperature(objective.signal, signal.temperature, objective)
         return signal.at(-1)
+
+
+def require_temperature(signal: str, made_at: float, objective: LogitsKL | ConcreteScore) -> None:
+    """Raise `ValueError` where a teacher's signal was made at another temperature than the objective's."""
+    if made_at != objective.temperature:
+        raise ValueError(
+            f"the teacher's {signal} was made at temperature {made_at}, {objective.kind} is at {objective.temperature}: "
+            "what was left out cannot be tempered again; ask the teacher at the same temperature"
+        )

@@ -7,7 +7,7 @@ estimator, `dx = dy @ Q(W)` and `dW = dy^T @ Q(x)`, with products in the dtype o
 An int8 product takes half the time of a bfloat16 one, but in eager mode the pointwise passes around it (norm, codes, scaling)
 cost more than that; compiled with the rest of a decoder layer they nearly vanish (see `benchmarks/qat_step.py`).
 
-Below 1 the layer computes `w + lambda (Q(w) - w).detach()`, and the same for x, in floats.
+Below 1 the layer computes `w + lambda (Q(w) - w).detach()`, and the same for x, in floats; at 0 that is an ordinary linear layer.
 
 The ternary codes are computed in every forward pass unless `hold_codes` was called, which computes them once until
 `release_codes`: once a step instead of once a micro-batch, and once for a model that is only read. It is explicit because a fused
@@ -59,6 +59,8 @@ class BitLinear(nn.Module):
         self.norm = norm
         self.partial_lambda: Tensor | None = None
         """Lambda as a scalar tensor, so that compiled code need not be made anew when it moves; None: 1."""
+        self.is_plain = False
+        """Whether lambda is 0, so that nothing need be quantized."""
         self._held: tuple[Tensor, Tensor] | None = None
 
     def forward(self, x: Tensor) -> Tensor:
@@ -66,6 +68,8 @@ class BitLinear(nn.Module):
         if self.norm is not None:
             # The fused kernel wants one dtype, and the norm's weight is float32 in training.
             x = self.norm(x.to(self.norm.weight.dtype))
+        if self.is_plain:
+            return F.linear(x, self.weight, self.bias)
         device = x.device.type
         dtype = torch.get_autocast_dtype(device) if torch.is_autocast_enabled(device) else x.dtype
         codes_DC, scale = self.ternary_weight()
@@ -89,7 +93,7 @@ class BitLinear(nn.Module):
         Args:
             quantized: codes and scale, where they were computed elsewhere.
         """
-        self._held = quantized or quantize_weight(self.weight)
+        self._held = None if self.is_plain else quantized or quantize_weight(self.weight)
 
     def release_codes(self) -> None:
         """Go back to codes of the current latent weight."""

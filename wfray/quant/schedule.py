@@ -39,4 +39,4 @@ def set_lambda(model: nn.Module, value: float) -> None:
         raise ValueError(f"lambda must be between 0 and 1, not {value}")
     partial = None if value == 1.0 else torch.tensor(value)
     for layer in bit_linears(model):
-        layer.partial_lambda = partial
+        layer.partial_lambda, layer.is_plain = partial, value == 0.0

@@ -18,7 +18,7 @@ KIND_OF_KEY: dict[str, Kind] = {
     "objectives": "train",
     "sources": "pack",
     "subln": "convert",
-    "linear_type": "export",
+    "formats": "export",
     "subjects": "evaluate",
     "application": "serve",
 }

@@ -1,6 +1,7 @@
 """The few numbers that matter, and what is wrong or missing in a run."""
 
 from dataclasses import dataclass
+from typing import Any
 
 from wfray.report import numbers
 from wfray.report.facts import RunFacts
@@ -49,17 +50,22 @@ def size_tile(facts: RunFacts) -> Tile | None:
         return None
     model, original = stage.figures["model"], stage.figures.get("original")
     value, unit = numbers.num_bytes(model["num_bytes"]).split(" ")
-    detail = f"linear layers {8 * model['bytes_per_linear_weight']:.2f} bits a weight ({model['linear_type']})"
+    detail = f"linear layers {8 * model['bytes_per_linear_weight']:.2f} bits a weight ({stored_as(model)})"
     if original:
         smaller = numbers.times(original["num_bytes"] / model["num_bytes"])
         detail = f"{smaller} smaller than {numbers.num_bytes(original['num_bytes'])} as F16; {detail}"
     return Tile("Exported file", value, unit, detail)
 
 
+def stored_as(file: dict[str, Any]) -> str:
+    """How an exported file stores its linear layers."""
+    return str(file.get("linear_type") or file.get("layout") and f"I2_S, {file['layout']}" or f"Hugging Face, {file['form']}")
+
+
 def speed_tile(facts: RunFacts) -> Tile | None:
     """Decoding speed of the exported file against the F16 original."""
     stage = facts.last("export")
-    if stage is None:
+    if stage is None or "speed" not in stage.figures["model"]:
         return None
     speed, original = stage.figures["model"]["speed"]["decode"], stage.figures.get("original")
     detail = "in llama.cpp"

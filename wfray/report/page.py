@@ -9,7 +9,7 @@ from jinja2 import Environment, FileSystemLoader, StrictUndefined
 from wfray.report import figures, numbers
 from wfray.report.charts import key
 from wfray.report.facts import TERMS, RunFacts
-from wfray.report.headline import gaps, tiles
+from wfray.report.headline import gaps, stored_as, tiles
 from wfray.runs import write_aside
 
 HERE = Path(__file__).parent
@@ -21,6 +21,7 @@ FILTERS = {
     "duration": numbers.duration,
     "percent": numbers.percent,
     "times": numbers.times,
+    "stored_as": stored_as,
     "term": TERMS.__getitem__,
     "yaml": lambda tree: yaml.safe_dump(tree, sort_keys=False, allow_unicode=True),
 }
@@ -68,7 +69,7 @@ def content(facts: RunFacts) -> dict[str, Any]:
         "panels": {stage.name: figures.stage_panels(stage) for stage in facts.training},
         "sources": pack.figures["sources"] if pack else {},
         "export": export.figures if export else None,
-        "export_directory": export.directory if export else None,
+        "model_file": export.directory / export.figures["model"]["path"] if export and "linear_type" in export.figures["model"] else None,
         "key": key,
         "prompts": list(dict.fromkeys(sample["prompt"] for sample in facts.answers)),
         "longest_seconds": max(stage.manifest.wall_seconds for stage in facts.stages) or 1.0,

@@ -1,6 +1,7 @@
 """The forward pass of student and teacher alike: the body of a causal language model on a packed batch, with captures."""
 
 from dataclasses import dataclass, field
+from typing import Protocol
 
 import torch
 from torch import Tensor, nn
@@ -23,6 +24,22 @@ class BodyOutput:
     """Output of every decoder layer, [B, T, C] each, before the final norm."""
     qkv: tuple[Tensor, Tensor, Tensor] | None = None
     """Q and K after QK-norm and RoPE, and V, of one layer, [B, heads, T, head_dim] each."""
+
+
+class Forward(Protocol):
+    """How a stage runs a student on a packed batch: `run_body`, or what stands in its place."""
+
+    def __call__(
+        self,
+        model: PreTrainedModel,
+        batch: dict[str, Tensor],
+        *,
+        with_layers: bool = False,
+        qkv_layer: int | None = None,
+        observe: AttentionObserver | None = None,
+    ) -> BodyOutput:
+        """See `run_body`."""
+        ...
 
 
 def run_body(

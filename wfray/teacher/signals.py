@@ -26,7 +26,7 @@ from pydantic import BaseModel, NonNegativeInt, PositiveFloat, PositiveInt, mode
 from torch import Tensor
 
 from wfray.config.teacher import Wire
-from wfray.config.train import Alignment, AttentionRelations, LogitsKL, Objective
+from wfray.config.train import Alignment, AttentionRelations, ConcreteScore, LogitsKL, Objective
 from wfray.teacher.sparse import Sampled, TopK
 
 SPARSE = ("topk_", "sampled_")
@@ -75,6 +75,9 @@ class SignalRequest(BaseModel):
                 case LogitsKL():
                     request["wires"].append(objective.signal)
                     request.update(num_ids=objective.ids_per_token, temperature=objective.temperature)
+                case ConcreteScore():
+                    request["wires"].append("topk")
+                    request.update(num_ids=objective.num_ids, temperature=objective.temperature)
                 case AttentionRelations():
                     request["wires"].append("qkv")
                     request["qkv_layer"] = objective.layer

@@ -149,7 +149,7 @@ class Feed:
 
 def as_tensors(batch: PackedBatch, rows: slice) -> dict[str, Tensor]:
     """Some rows of a packed batch as tensors."""
-    names = ("input_ids", "targets", "position_ids", "segment_ids")
+    names = ("input_ids", "targets", "position_ids", "segment_ids", "sample_index")
     return {name: torch.from_numpy(np.ascontiguousarray(batch[name][rows])) for name in names}  # type: ignore[literal-required]
 
 

@@ -22,7 +22,7 @@ from wfray.config.optimizer import MuonClip
 from wfray.config.train import TrainConfig
 from wfray.objectives.stage_loss import StageLoss
 from wfray.quant import lambda_at, set_lambda
-from wfray.student.forward import lm_head_weight, run_body
+from wfray.student.forward import Forward, lm_head_weight, run_body
 from wfray.train.average import averaged, swap_average, update_average
 from wfray.train.checkpoints import CheckpointStore, Progress
 from wfray.train.clipping import Clipper, global_norm
@@ -57,6 +57,11 @@ class Trainer:
     """Called with each step's figures, on rank 0 only."""
     state: TrainingState = field(default_factory=TrainingState)
     """As the checkpoint has it from which the stage goes on."""
+    forward: Forward = run_body
+    """How the student is run on a packed batch."""
+    announced_losses: Callable[[], int] | None = None
+    """Asked by all workers after every step: how many of their machines are about to be taken away, as far as it is known. When the
+    number grows a checkpoint is written at once; training goes on until they are gone."""
 
     def __post_init__(self) -> None:
         train = self.config.train
@@ -66,6 +71,7 @@ class Trainer:
         self.early_stop: EarlyStop | None = None
         self.sums: dict[str, float] = {}
         self.ratios: dict[str, float] = {}
+        self.num_announced = 0
 
     def run(self, feed: Feed) -> None:
         """Train to the end of the feed or until early stopping ends the stage; the model then has the weights to be saved.
@@ -138,7 +144,7 @@ class Trainer:
         observe = self.qk_clip.observe if self.qk_clip and micro.is_last and only is None else None
         with torch.autocast(self.model.device.type, dtype=self.precision, enabled=self.precision != torch.float32):
             layers, qkv_layer = self.loss.needs_layers, self.loss.qkv_layer
-            output = run_body(self.model, micro.batch, with_layers=layers, qkv_layer=qkv_layer, observe=observe)
+            output = self.forward(self.model, micro.batch, with_layers=layers, qkv_layer=qkv_layer, observe=observe)
             head_VC = lm_head_weight(self.model)
             progress = micro.step / self.config.num_steps
             return self.loss(output, head_VC, micro.batch, micro.signals, micro.num_targets, progress, only)
@@ -185,7 +191,7 @@ class Trainer:
     def _heldout_loss(self, heldout: HeldoutLoss) -> float:
         """Of the weights that would be saved; every worker measures the same rows, and all agree on the mean."""
         with averaged(self.optimizer, is_on=self.config.train.average is not None):
-            loss = self.replica.evaluate(partial(heldout.measure, self.model, self.config.train.micro_rows, self.precision))
+            loss = self.replica.evaluate(partial(heldout.measure, self.model, self.config.train.micro_rows, self.precision, self.forward))
         return self.collective.sum_floats({"loss": loss})["loss"] / self.collective.world_size
 
     def _log(self, step: int, figures: dict[str, Any]) -> None:
@@ -197,10 +203,19 @@ class Trainer:
         self.log(**row, progress=1.0 if "stopped" in figures else (step + 1) / num_steps)
 
     def _checkpoint(self, micro: MicroBatch) -> None:
-        """Begin a checkpoint at every interval; the end of the stage is saved as the student instead."""
+        """Begin a checkpoint at every interval, and before a machine is lost; the end of the stage is saved as the student instead."""
         self.checkpoints.check()
         done, train = micro.step + 1, self.config.train
-        if done % (train.checkpoint_every_tokens // train.batch_tokens) == 0 and done < self.config.num_steps:
+        is_urgent = self._is_urgent()
+        is_due = done % (train.checkpoint_every_tokens // train.batch_tokens) == 0
+        if (is_due or is_urgent) and done < self.config.num_steps:
             self.state.random = self.collective.gather(RandomState.capture())
             progress = Progress(step=done, tokens=done * train.batch_tokens, cursor=micro.cursor, state=self.state.model_copy(deep=True))
             self.checkpoints.save(self.model, self.optimizer, progress)
+            if is_urgent:
+                self.checkpoints.finish()
+
+    def _is_urgent(self) -> bool:
+        """Whether the loss of another machine has been announced."""
+        before, self.num_announced = self.num_announced, self.announced_losses() if self.announced_losses else 0
+        return self.num_announced > before

@@ -16,7 +16,7 @@ from wfray.data.batch import PackedBatch
 from wfray.data.shards import PackedCorpus
 from wfray.data.stream import heldout
 from wfray.objectives.linear_losses import linear_losses
-from wfray.student.forward import hidden_states, lm_head_weight
+from wfray.student.forward import Forward, lm_head_weight, run_body
 from wfray.train.feed import as_tensors
 
 
@@ -96,22 +96,22 @@ class HeldoutLoss:
         self.batches: list[PackedBatch] = [heldout(corpus, source, config.rows_per_source) for source in sources]
 
     @torch.no_grad()
-    def measure(self, model: PreTrainedModel, micro_rows: int, dtype: torch.dtype) -> float:
-        """The loss of `model` as it stands, `micro_rows` rows at a time, products in `dtype`."""
+    def measure(self, model: PreTrainedModel, micro_rows: int, dtype: torch.dtype, forward: Forward = run_body) -> float:
+        """The loss of `model` as it stands, `micro_rows` rows at a time, products in `dtype`, run by `forward`."""
         model.eval()
         total, num_targets = 0.0, 0
         for rows in self.batches:
             for first in range(0, len(rows["input_ids"]), micro_rows):
                 batch = {name: tensor.to(model.device) for name, tensor in as_tensors(rows, slice(first, first + micro_rows)).items()}
-                total += summed_cross_entropy(model, batch, dtype)
+                total += summed_cross_entropy(model, batch, dtype, forward)
                 num_targets += int((batch["targets"] != -100).sum())
         model.train()
         return total / num_targets
 
 
-def summed_cross_entropy(model: PreTrainedModel, batch: dict[str, torch.Tensor], dtype: torch.dtype) -> float:
+def summed_cross_entropy(model: PreTrainedModel, batch: dict[str, torch.Tensor], dtype: torch.dtype, forward: Forward) -> float:
     """Nats, summed over the targets of a batch."""
     with torch.autocast(model.device.type, dtype=dtype, enabled=dtype != torch.float32):
-        hidden_TC = hidden_states(model, batch).flatten(0, 1)
+        hidden_TC = forward(model, batch).hidden_BTC.flatten(0, 1)
         head_VC = lm_head_weight(model).detach()
         return linear_losses(hidden_TC, head_VC, batch["targets"].flatten(), 1, ce_weight=1.0, dtype=dtype).cross_entropy

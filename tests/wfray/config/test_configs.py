@@ -7,6 +7,8 @@ from pydantic import TypeAdapter
 
 from jobs.stages import CONFIGS
 from wfray.config.base import Config, read_tree, read_yaml
+from wfray.config.cluster import ClusterConfig
+from wfray.config.cluster_prices import PriceTable
 from wfray.config.data import Source
 from wfray.config.model import ModelSource
 from wfray.config.pipeline import PipelineConfig
@@ -20,6 +22,12 @@ class NamedModel(Config):
     model: ModelSource
 
 
+def config_type_of(path: Path) -> type[Config]:
+    if path.parent.name == "cluster":
+        return PriceTable if path.stem == "prices" else ClusterConfig
+    return PipelineConfig if path.parent.name == "configs" else CONFIGS[path.parent.name]
+
+
 @pytest.mark.parametrize("path", FILES, ids=lambda path: str(path.relative_to(ROOT)))
 def test_every_file_is_valid_and_resolves_to_itself(path: Path, tmp_path: Path) -> None:
     if path.parent.name == "models":
@@ -28,7 +36,7 @@ def test_every_file_is_valid_and_resolves_to_itself(path: Path, tmp_path: Path) 
     if path.parent.name == "data":
         TypeAdapter(list[Source]).validate_python(read_tree(path))
         return
-    config_type = PipelineConfig if path.parent.name == "configs" else CONFIGS[path.parent.name]
+    config_type = config_type_of(path)
     config = config_type.load(path)
     resolved = tmp_path / "resolved.yaml"
     resolved.write_text(config.to_yaml())

@@ -2,6 +2,7 @@
 
 import pytest
 
+from wfray.config.export import GGUF
 from wfray.export.gguf_bitnet import write_bitnet
 from wfray.export.original import write_original
 
@@ -20,11 +21,12 @@ SUBLN = {"format": 1, "subln": {"placement": "output", "eps": 1e-5}, "quantizati
         ({"wrinklefree": None}, "not a student"),
         ({"wrinklefree": {**SUBLN, "subln": {"placement": "all", "eps": 1e-5}}}, "placement 'all'"),
         ({"wrinklefree": {**SUBLN, "quantization_lambda": 0.5}}, "lambda 0.5"),
+        ({"wrinklefree": {**SUBLN, "quantization_lambda": 0.0}}, "quantization off"),
     ],
 )
 def test_a_student_that_bitnet_cannot_express_is_refused(small, edited, tmp_path, changes, message):
     with pytest.raises(ValueError, match=message):
-        write_bitnet(edited(small[1], **changes), tmp_path / "model.gguf", "Q4_0", "F16")
+        write_bitnet(edited(small[1], **changes), tmp_path / "model.gguf", GGUF(kind="gguf"))
     assert not (tmp_path / "model.gguf").exists()
 
 

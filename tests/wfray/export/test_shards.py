@@ -6,11 +6,12 @@ from pathlib import Path
 import pytest
 import torch
 
+from wfray.config.export import GGUF
 from wfray.export.gguf_bitnet import write_bitnet
 from wfray.export.original import write_original
 from wfray.student.weights import SINGLE, Weights, write_weights
 
-WRITERS = {"original": write_original, "student": lambda model, target: write_bitnet(model, target, "Q4_0", "F16")}
+WRITERS = {"original": write_original, "student": lambda model, target: write_bitnet(model, target, GGUF(kind="gguf"))}
 
 
 @pytest.mark.parametrize(("number", "kind"), enumerate(WRITERS))

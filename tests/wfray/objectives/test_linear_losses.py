@@ -9,7 +9,7 @@ from torch.nn import functional as F
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from wfray.objectives.linear_losses import linear_losses
-from wfray.objectives.soft_targets import Teacher, TeacherHead
+from wfray.objectives.soft_targets import Shortlist, Teacher, TeacherHead
 from wfray.quant.determinism import use_deterministic_algorithms
 from wfray.teacher.sparse import sample, top_k
 from wfray.train.feed import on_device
@@ -18,7 +18,7 @@ NUM_TOKENS, WIDTH, VOCABULARY = 90, 16, 211
 NUM_IDS = 7
 CHUNK = 37
 """Tokens: the last chunk is not whole."""
-SIGNALS = ["hidden", "topk", "sampled"]
+SIGNALS = ["hidden", "topk", "shortlist", "sampled"]
 Case = dict[str, Tensor]
 
 
@@ -49,14 +49,19 @@ def teacher_of(case: Case, signal: str, temperature: float) -> Teacher:
     if signal == "hidden":
         return TeacherHead(case["teacher_hidden"], case["teacher_head"], temperature)
     logits = case["teacher_hidden"] @ case["teacher_head"].t()
-    if signal == "topk":
-        return top_k(logits, NUM_IDS, temperature)
+    if signal in ("topk", "shortlist"):
+        found = top_k(logits, NUM_IDS, temperature)
+        return Shortlist.of(found) if signal == "shortlist" else found
     return sample(logits, NUM_IDS, temperature, torch.rand(NUM_TOKENS, dtype=torch.float64, generator=torch.Generator().manual_seed(1)))
 
 
 def plain_kl(case: Case, teacher: Teacher) -> Tensor:
     """KL of each token, from the formulas, on whole logits."""
-    log_q = (case["hidden"] @ case["head"].t() / teacher.temperature).log_softmax(-1)
+    scaled = case["hidden"] @ case["head"].t() / teacher.temperature
+    if isinstance(teacher, Shortlist):
+        log_p, log_q = teacher.log_probs.to(scaled.dtype), scaled.gather(-1, teacher.ids).log_softmax(-1)
+        return (log_p.exp() * (log_p - log_q)).sum(-1)
+    log_q = scaled.log_softmax(-1)
     if isinstance(teacher, TeacherHead):
         p = (teacher.hidden_TC @ teacher.weight_VC.t() / teacher.temperature).softmax(-1)
         return (p * (p.log() - log_q)).sum(-1)

@@ -103,9 +103,13 @@ class RunWriter:
             "max_kl": 0.0341,
             "perplexity_training": 80.14,
             "perplexity_file": 80.17,
+            "own_top1_agreement": 0.9621,
+            "own_mean_kl": 2.87e-3,
+            "own_max_kl": 0.2,
             "num_tokens_tokenized": 9001,
         }
         model = {
+            "path": "model.gguf",
             "linear_type": "Q4_0",
             "embedding_type": "F16",
             "num_bytes": 116_917_312,
@@ -118,7 +122,9 @@ class RunWriter:
             "speed": {"prefill": 713.2, "decode": 219.6},
         }
         original = {"num_bytes": 270_885_696, "speed": {"prefill": 402.8, "decode": 131.3}}
-        figures = {"model": model, "original": original}
+        other = {"path": "model-i2_s.gguf", "layout": "x86", "num_bytes": 81_234_567, "bytes_per_linear_weight": 0.25}
+        other |= {"num_linear_weights": 106_168_320, "linear_bytes": 26_542_080, "parity": parity}
+        figures = {"model": model, "others": [other], "original": original}
         self.write(ExportConfig, "export/smollm2_135m.yaml", figures, model__gguf="GGUF", original__gguf="GGUF16")
 
     def evaluate(self) -> None:

@@ -1,0 +1,77 @@
+"""The forward pass of block-diffusion training, in the place of `wfray.student.forward.run_body`: packed batch in, packed states out.
+
+The trainer, its objectives and the teacher's signals stay as they are: at a packed position with a target stands the state of the
+noisy copy that masks that target. The teacher reads the clean document causally, so for teacher and student alike the state at i - 1
+speaks of token i.
+"""
+
+from dataclasses import dataclass, replace
+
+import torch
+from torch import Tensor
+from transformers import PreTrainedModel
+
+from wfray.diffusion.attention import Capture, RowOfBlocks, fill_up
+from wfray.diffusion.batch import BlockRow, block_row
+from wfray.student.attention import AttentionObserver
+from wfray.student.forward import BodyOutput
+
+
+@dataclass(frozen=True)
+class DiffusionForward:
+    """Runs a student's body on the noised blocks of packed batches."""
+
+    seed: int
+    """Of the noise."""
+    block_size: int
+    mask_id: int
+
+    def __call__(
+        self,
+        model: PreTrainedModel,
+        batch: dict[str, Tensor],
+        *,
+        with_layers: bool = False,
+        qkv_layer: int | None = None,
+        observe: AttentionObserver | None = None,
+    ) -> BodyOutput:
+        """See `run_body`; `batch` holds `targets` and `sample_index` besides.
+
+        Q, K and V are those of the first noisy copy, and `segments` its blocks: relations are within blocks.
+        """
+        assert not with_layers and observe is None, "neither is possible with blocks, and the configuration refuses both"
+        row = block_row(batch, self.seed, self.block_size, self.mask_id)
+        capture = None if qkv_layer is None else Capture(qkv_layer)
+        hidden_NC = run_row(model, row, capture)
+        states = None if capture is None or capture.states is None else packed_states(capture.states, row.first_copy_BS)
+        return BodyOutput(hidden_NC[row.predictor_BS.to(hidden_NC.device)], row.noisy, qkv=states)
+
+
+def run_row(model: PreTrainedModel, row: BlockRow, capture: Capture | None = None) -> Tensor:
+    """The last hidden states [N, C] of a row of blocks."""
+    device, blocks, num_tokens = model.device, row.blocks, len(row.input_ids)
+    if device.type == "cuda":
+        blocks = fill_up(blocks)
+        missing = len(blocks) * blocks.size - num_tokens
+        row = replace(row, input_ids=padded(row.input_ids, missing), position_ids=padded(row.position_ids, missing))
+    output = model.base_model(
+        input_ids=row.input_ids[None].to(device),
+        position_ids=row.position_ids[None].to(device),
+        attending=RowOfBlocks(blocks.to(device)),
+        capture=capture,
+        use_cache=False,
+    )
+    hidden_NC = output.last_hidden_state[0, :num_tokens]
+    assert isinstance(hidden_NC, Tensor)
+    return hidden_NC
+
+
+def padded(numbers_N: Tensor, missing: int) -> Tensor:
+    """The numbers and so many zeros."""
+    return torch.nn.functional.pad(numbers_N, (0, missing))
+
+
+def packed_states(states: tuple[Tensor, Tensor, Tensor], place_BS: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """Q, K and V [1, heads, N, D] of a row at packed positions: [B, heads, S, D] each."""
+    query, key, value = (state[0][:, place_BS.to(state.device)].transpose(0, 1) for state in states)
+    return query, key, value
