@@ -30,6 +30,7 @@ def tiny_config(**changes: Any) -> ClusterConfig:
         "name": "tiny",
         "provider": {"kind": "nebius", "filesystem_id": "fs"},
         "head": {"cpus": 1, "object_store_gb": 0.2},
+        "monitoring": False,
         "groups": {
             role: {"role": role, "cpus": 1, "max_nodes": 2, "idle_minutes": 0.1, "object_store_gb": 0.1} for role in ("student", "teacher")
         },
