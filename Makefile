@@ -14,10 +14,10 @@ export CMAKE_BUILD_PARALLEL_LEVEL := $(JOBS)
 export CMAKE_ARGS := -DLLAVA_BUILD=OFF -DLLAMA_BUILD_TOOLS=OFF -DLLAMA_BUILD_EXAMPLES=OFF -DLLAMA_BUILD_TESTS=OFF \
 	-DCMAKE_CXX_FLAGS=-U__AMX_INT8__
 
-.PHONY: help install lock quickstart report test engines skypilot checks format bench clean
+.PHONY: help install lock quickstart report test test-slow engines skypilot checks format bench clean
 
 help: ## show this list
-	@grep -hE '^[a-z]+:.*##' $(MAKEFILE_LIST) | awk -F':.*## ' '{printf "  make %-12s %s\n", $$1, $$2}'
+	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | awk -F':.*## ' '{printf "  make %-12s %s\n", $$1, $$2}'
 
 $(VENV)/.installed: requirements.lock
 	$(PYTHON) -m venv $(VENV)
@@ -35,8 +35,13 @@ lock: install ## pin the newest versions that pyproject.toml allows into require
 quickstart: install ## real model, real text, all stages: ends with a served 1.58-bit model and runs/quickstart/report.html
 	$(BIN)/python -m jobs.pipeline --config configs/quickstart.yaml $(ARGS)
 
-test: install ## every test that runs on two cores
-	$(BIN)/python -m pytest -m "not gpu and not engine" -n 3 --dist loadgroup --no-loadscope-reorder $(ARGS)
+PYTEST := $(BIN)/python -m pytest --dist loadgroup --no-loadscope-reorder
+
+test: install ## the tests, on two cores
+	$(PYTEST) -m "not gpu and not engine and not slow" -n 3 $(ARGS)
+
+test-slow: install ## the long ones: what dies under load and goes on, whole clusters, large files
+	$(PYTEST) -m "slow and not gpu and not engine" -n 2 $(ARGS)
 
 # Engines of the teacher, each in an environment of its own: their pins fit neither each other nor the project.
 ENGINES ?= $(HOME)/.cache/wfray/engines

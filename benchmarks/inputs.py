@@ -30,7 +30,7 @@ def packed_corpus(name: str, *overrides: str) -> Path:
     if (directory / INDEX).exists():
         return directory
     fetch(config.all_sources, resolve_home(config.cache))
-    ray.init(num_cpus=2, object_store_memory=200_000_000, include_dashboard=False)
+    ray.init(address="local", num_cpus=2, object_store_memory=200_000_000, include_dashboard=False)
     tokenizer = save_tokenizer(config.tokenizer, directory / "tokenizer")
     pack_corpus(config, tokenizer, directory, lambda share, message: None)
     ray.shutdown()

@@ -184,7 +184,7 @@ def pack_through_ray(config: PackConfig, home: Path, files: list[Path]) -> tuple
 
     from actors.corpus import pack_corpus
 
-    ray.init(num_cpus=2, object_store_memory=200_000_000, include_dashboard=False, log_to_driver=False)
+    ray.init(address="local", num_cpus=2, object_store_memory=200_000_000, include_dashboard=False, log_to_driver=False)
     sources = [JsonLines(kind="jsonl", name=path.stem, path=str(path), licence="as packaged", weight=1) for path in files]
     job = config.model_copy(update={"sources": sources, "duplicates": None, "sequence_length": SEQUENCE_LENGTH, "heldout_rows": 1})
     directory = home / "ray"

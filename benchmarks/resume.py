@@ -40,7 +40,7 @@ ROOT = Path(__file__).parents[1]
 def main() -> None:
     """Measure and report."""
     os.environ |= {"RAY_TRAIN_HEALTH_CHECK_INTERVAL_S": "0.5", "OMP_NUM_THREADS": "1"}
-    ray.init(num_cpus=2, object_store_memory=200_000_000, include_dashboard=False, log_to_driver=False)
+    ray.init(address="local", num_cpus=2, object_store_memory=200_000_000, include_dashboard=False, log_to_driver=False)
     with tempfile.TemporaryDirectory() as folder:
         student, corpus = make_inputs(Path(folder))
         whole = run(Path(folder) / "whole", student, corpus)

@@ -61,7 +61,7 @@ def deployed(*overrides: str) -> Iterator[None]:
     os.environ |= {"RAY_AUTH_MODE": "disabled", "WFRAY_HTTP_PORT": str(free_port()), "OMP_WAIT_POLICY": "PASSIVE"}
     resources = {"teacher": 1}
     options = {"include_dashboard": False, "log_to_driver": False, "_node_ip_address": "127.0.0.1"}
-    ray.init(num_cpus=2, object_store_memory=1_000_000_000, resources=resources, **options)
+    ray.init(address="local", num_cpus=2, object_store_memory=1_000_000_000, resources=resources, **options)
     deploy(config(*overrides), model())
     yield
     take_down(APPLICATION)

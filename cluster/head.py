@@ -13,7 +13,9 @@ import yaml
 from cluster.autoscaling import HEAD, autoscaling_config
 from cluster.costs import start_exporter
 from cluster.identity import Owner, home
+from cluster.monitoring import COSTS_PORT, start_monitoring
 from cluster.rays import keep_running, only_one
+from cluster.storage import keep_mirrored
 from cluster.tasks import AGENT_PORT, DASHBOARD_PORT, GCS_PORT, ROLE_CAPACITY, SERVE_PORT
 from wfray.config.cluster import ClusterConfig
 from wfray.runs import write_aside
@@ -44,12 +46,16 @@ def main() -> None:
         with write_aside(path) as aside:
             aside.write_text(yaml.safe_dump(autoscaling_config(config, owner, directory, address, Path.cwd())), encoding="utf-8")
         command.append(f"--autoscaling-config={path}")
+    if config.storage:
+        keep_mirrored(Path(os.environ["WFRAY_HOME"]), config.storage)
     start_exporter(config, directory, ports["COSTS"])
+    if config.monitoring:
+        start_monitoring(directory / "monitoring", ports["COSTS"])
     with lock:
         keep_running(command, environment, float(os.environ["WF_HOURS"]) * 3600)
 
 
-DEFAULT_PORTS = {"GCS": GCS_PORT, "DASHBOARD": DASHBOARD_PORT, "AGENT": AGENT_PORT, "SERVE": SERVE_PORT, "COSTS": 8267}
+DEFAULT_PORTS = {"GCS": GCS_PORT, "DASHBOARD": DASHBOARD_PORT, "AGENT": AGENT_PORT, "SERVE": SERVE_PORT, "COSTS": COSTS_PORT}
 
 
 def node_arguments(config: ClusterConfig) -> list[str]:

@@ -34,7 +34,7 @@ def cluster() -> Iterator[None]:
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("RAY_AUTH_MODE", "disabled")
         patch.setenv("RAY_TRAIN_HEALTH_CHECK_INTERVAL_S", "0.5")
-        ray.init(num_cpus=2, object_store_memory=200_000_000, include_dashboard=False)
+        ray.init(address="local", num_cpus=2, object_store_memory=200_000_000, include_dashboard=False)
         yield
         ray.shutdown()
 

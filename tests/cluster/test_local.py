@@ -15,7 +15,7 @@ import pytest
 from jobs.stages import CONFIGS
 from wfray.runs import Manifest
 
-pytestmark = [pytest.mark.ray, pytest.mark.slow]
+pytestmark = [pytest.mark.ray]
 
 ROOT = Path(__file__).parents[2]
 BY_HAND = re.findall(r"^ray job submit .*", (ROOT / "README.md").read_text(), re.MULTILINE)

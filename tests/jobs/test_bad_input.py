@@ -11,7 +11,7 @@ import yaml
 
 from cluster.local import LocalCluster
 
-pytestmark = [pytest.mark.ray, pytest.mark.slow, pytest.mark.timeout(600)]
+pytestmark = [pytest.mark.ray, pytest.mark.timeout(600)]
 
 ROOT = Path(__file__).parents[2]
 TOKENIZER = yaml.safe_load((ROOT / "configs/models/smollm2_135m.yaml").read_text())

@@ -18,7 +18,7 @@ import yaml
 
 from wfray.runs import Manifest, read_metrics, stage_manifests
 
-pytestmark = [pytest.mark.ray, pytest.mark.slow, pytest.mark.timeout(600)]
+pytestmark = [pytest.mark.ray, pytest.mark.timeout(600)]
 
 ROOT = Path(__file__).parents[2]
 STAGES = ["pack", "convert", "align", "pretrain", "distill", "export", "evaluate", "serve"]
