@@ -102,6 +102,7 @@ def test_an_answer_that_nobody_reads_any_more_frees_its_slot(replica):
     assert num_left == 0 and seconds < 5
 
 
+@pytest.mark.slow
 def test_a_model_is_replaced_without_dropping_a_request(model_file):
     async def scenario(served: Served):
         first, statuses = process_of(served), []
