@@ -26,8 +26,8 @@ async def wait_for_tokens(served: Served, num_inside: int) -> None:
 
 def test_an_engine_killed_under_load_is_back_in_seconds_and_whole_answers_are_made_again(replica):
     async def scenario(served: Served):
-        alone = (await served.complete(max_tokens=60)).json()["choices"][0]["text"]
-        asked = [asyncio.create_task(served.complete(max_tokens=60)) for _ in range(8)]
+        alone = (await served.complete(max_tokens=30)).json()["choices"][0]["text"]
+        asked = [asyncio.create_task(served.complete(max_tokens=30)) for _ in range(8)]
         await wait_for_tokens(served, 8)
         first = process_of(served)
         os.kill(first, signal.SIGKILL)
