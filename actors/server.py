@@ -15,12 +15,8 @@ from fastapi import FastAPI
 from ray import serve
 from ray.serve.schema import ApplicationStatus
 
-<<<<<<< HEAD
 from actors.applications import http_port, scaling, start_serve, wait_until_running
-=======
-from actors.applications import http_port, start_serve
 from actors.placement import resources_of
->>>>>>> main
 from wfray.config.serve import ServeConfig
 from wfray.serving.api import Access, build_app
 from wfray.serving.engines import make_backend
@@ -68,19 +64,13 @@ def deploy(config: ServeConfig, files: dict[str, Path]) -> str:
     asyncio.run(try_all(hosting))
     start_serve()
     deployment = serve.deployment(
-<<<<<<< HEAD
         **scaling(config.num_replicas),
-        ray_actor_options={"num_cpus": config.num_cpus, "num_gpus": config.num_gpus},
+        ray_actor_options={"num_cpus": config.num_cpus, "num_gpus": config.num_gpus, "resources": resources_of("serve")},
         max_ongoing_requests=MAX_ONGOING,
         max_constructor_retry_count=1,
         user_config=hosting.model_dump(mode="json"),
         graceful_shutdown_timeout_s=config.drain_seconds,
         logging_config={"enable_access_log": False},
-=======
-        num_replicas=config.num_replicas,
-        ray_actor_options={"num_cpus": config.num_cpus, "resources": resources_of("serve")},
-        max_ongoing_requests=config.max_ongoing_requests,
->>>>>>> main
     )(Server)
     target = serve.RunTarget(deployment.bind(vars(access)), name=config.application, route_prefix=f"/{config.application}")
     serve.run_many([target], wait_for_applications_running=False)

@@ -17,12 +17,8 @@ import ray
 import torch
 from ray import serve
 
-<<<<<<< HEAD
 from actors.applications import is_deployed, scaling, start_serve, wait_until_running
-=======
-from actors.applications import is_deployed, start_serve, wait_until_running
 from actors.placement import gpus_for, resources_of
->>>>>>> main
 from actors.teacher_http import gateway_name, gateway_of
 from actors.teacher_metrics import ReplicaMetrics
 from wfray.config.teacher import TeacherConfig
@@ -84,17 +80,12 @@ def deploy(config: TeacherConfig, directory: Path) -> None:
     check_resources(config)
     start_serve()
     application = Teacher.options(  # type: ignore[attr-defined]
-<<<<<<< HEAD
         **scaling(config.num_replicas),
-        ray_actor_options={"num_cpus": config.num_cpus, "num_gpus": config.num_gpus, "resources": config.resources},
-=======
-        **scaling,
         ray_actor_options={
             "num_cpus": config.num_cpus,
             "num_gpus": min(1, gpus_for("teacher")) if config.num_gpus is None else config.num_gpus,
             "resources": {**resources_of("teacher"), **config.resources},
         },
->>>>>>> main
         max_ongoing_requests=config.max_queued_requests,
         max_queued_requests=config.max_queued_requests,
         max_constructor_retry_count=1,

@@ -98,7 +98,7 @@ class Mirror:
         return {name.rpartition("/")[2] for name in self.files.ls(place, detail=False, refresh=True)} if self.files.exists(place) else set()
 
 
-def keep_mirrored(directory: Path, url: str) -> threading.Thread:
+def keep_mirrored(directory: Path, url: str) -> Mirror:
     """Fetch what is missing, then push every five minutes, in a thread that ends with this process."""
     mirror = Mirror(directory, url)
     directory.mkdir(parents=True, exist_ok=True)
@@ -109,9 +109,8 @@ def keep_mirrored(directory: Path, url: str) -> threading.Thread:
             time.sleep(PUSH_SECONDS)
             print_outcome(mirror)
 
-    thread = threading.Thread(target=run, name="mirror", daemon=True)
-    thread.start()
-    return thread
+    threading.Thread(target=run, name="mirror", daemon=True).start()
+    return mirror
 
 
 def print_outcome(mirror: Mirror) -> None:

@@ -130,3 +130,24 @@ def state(cloud: FakeCloud, head: str) -> State:
     """What the head remembers of its workers."""
     path = cloud.home / head / ".wfray/head/state.json"
     return State.model_validate_json(path.read_text())
+
+
+WORK = """
+import ray, time
+ray.init()
+@ray.remote(num_cpus=1, resources={"student": 1})
+def where():
+    time.sleep(0.5)
+    return ray.get_runtime_context().get_node_id()
+print(ray.get(where.remote()))
+"""
+
+
+def work() -> str:
+    """The node where a task for students ran."""
+    environment = {**os.environ, "RAY_ADDRESS": f"127.0.0.1:{os.environ['WF_GCS_PORT']}"}
+    ends = time.monotonic() + 200
+    while (result := subprocess.run([sys.executable, "-c", WORK], env=environment, capture_output=True, text=True, timeout=150)).returncode:
+        # Its head may be starting.
+        assert time.monotonic() < ends, result.stdout + result.stderr
+    return result.stdout.strip().splitlines()[-1]

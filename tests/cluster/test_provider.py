@@ -1,38 +1,14 @@
 """Ray's autoscaler over the fake `sky`: grows by demand, survives its head, replaces what is lost, shrinks."""
 
-import os
-import subprocess
-import sys
-import time
 from contextlib import suppress
 from pathlib import Path
 
 import psutil
 import pytest
 
-from tests.cluster.conftest import FakeCloud, start_head, state, tiny_config, wait_for
+from tests.cluster.conftest import FakeCloud, start_head, state, tiny_config, wait_for, work
 
 pytestmark = [pytest.mark.ray, pytest.mark.slow, pytest.mark.timeout(600)]
-
-WORK = """
-import ray, time
-ray.init()
-@ray.remote(num_cpus=1, resources={"student": 1})
-def where():
-    time.sleep(0.5)
-    return ray.get_runtime_context().get_node_id()
-print(ray.get(where.remote()))
-"""
-
-
-def work() -> str:
-    """The node where a task for students ran."""
-    environment = {**os.environ, "RAY_ADDRESS": f"127.0.0.1:{os.environ['WF_GCS_PORT']}"}
-    ends = time.monotonic() + 200
-    while (result := subprocess.run([sys.executable, "-c", WORK], env=environment, capture_output=True, text=True, timeout=150)).returncode:
-        # Its head may be starting.
-        assert time.monotonic() < ends, result.stdout + result.stderr
-    return result.stdout.strip().splitlines()[-1]
 
 
 def ray_processes(cloud: FakeCloud, cluster: str) -> list[psutil.Process]:

@@ -7,7 +7,7 @@ from pydantic import Field, NonNegativeFloat, NonNegativeInt, PositiveFloat, Pos
 from wfray.config.base import Config, StageConfig
 from wfray.config.scaling import Autoscaling
 
-ServingEngineName = Literal["llama_cpp", "transformers", "vllm", "sglang", "bitnet_cpp"]
+ServingEngineName = Literal["llama_cpp", "transformers", "diffusion", "vllm", "sglang", "bitnet_cpp"]
 IN_OTHER_ENVIRONMENTS = ("vllm", "sglang")
 SERVERS = (*IN_OTHER_ENVIRONMENTS, "bitnet_cpp")
 """Engines that are OpenAI-compatible servers by themselves; the others run in a process of ours."""
@@ -20,7 +20,8 @@ class ServedModel(Config):
     engine: ServingEngineName = "llama_cpp"
     file: str = "export"
     """An export stage of this run (its model.gguf), a file or directory in the run such as export/original.gguf, or a path. The engines
-    transformers, vllm and sglang take a Hugging Face directory, the others a GGUF file."""
+    transformers, vllm and sglang take a Hugging Face directory, diffusion a stage that made a block-diffusion student or its directory, the
+    others a GGUF file."""
     context: PositiveInt = 2048
     """Prompt and answer together, tokens."""
     slots: PositiveInt = 4

@@ -17,6 +17,7 @@ from wfray.serving.wire import Arguments, Launch
 CLASSES = {
     "llama_cpp": "wfray.serving.llama_cpp_engine:LlamaCppEngine",
     "transformers": "wfray.serving.transformers_engine:TransformersEngine",
+    "diffusion": "wfray.serving.diffusion_engine:DiffusionEngine",
 }
 
 
