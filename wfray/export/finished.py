@@ -18,9 +18,14 @@ def finished_student(config: PretrainedConfig, student: Path, purpose: str, plac
         placements: of SubLN that it can express.
 
     Raises:
-        ValueError: it is no student, its weights are not ternary, or it has a SubLN where the format has none.
+        ValueError: it is no student, a block-diffusion one, its weights are not ternary, or it has a SubLN where the format has none.
     """
     described = student_description(config, student)
+    if "diffusion" in described:
+        raise ValueError(
+            f"{purpose}: {str(student)!r} writes a block at a time, but every engine of this format would run it token by token; serve it with "
+            "engine: diffusion, or export the student that it was made from"
+        )
     strength, placement = described["quantization_lambda"], described["subln"]["placement"]
     if strength == 0.0:
         raise ValueError(
