@@ -25,7 +25,12 @@ $(VENV)/.installed: requirements.lock
 	$(BIN)/uv pip install --compile-bytecode --python $(BIN)/python -r requirements.lock
 	touch $@
 
-install: $(VENV)/.installed ## create .venv and install the pinned environment
+# `wf`, which runs this directory's code from anywhere.
+$(BIN)/wf: $(VENV)/.installed
+	printf '#!/bin/sh\nPYTHONPATH="%s" exec "%s/python" -m cluster.wf "$$@"\n' "$(CURDIR)" "$(CURDIR)/$(BIN)" > $@
+	chmod +x $@
+
+install: $(VENV)/.installed $(BIN)/wf ## create .venv and install the pinned environment
 
 lock: install ## pin the newest versions that pyproject.toml allows into requirements.lock
 	$(BIN)/uv pip compile pyproject.toml --extra quickstart --extra dev --python-version 3.11 --upgrade --quiet \

@@ -5,12 +5,15 @@ The port is a property of the cluster (`WFRAY_HTTP_PORT`, 8000 unless set), sinc
 
 import os
 import time
+from typing import Any
 
 from ray import serve
 from ray.serve.config import HTTPOptions
 from ray.serve.exceptions import RayServeException
 from ray.serve.handle import DeploymentHandle
 from ray.serve.schema import ApplicationStatus, ApplicationStatusOverview
+
+from wfray.config.scaling import Autoscaling
 
 
 def http_port() -> int:
@@ -21,6 +24,20 @@ def http_port() -> int:
 def start_serve() -> None:
     """Start Serve, or join it where it runs already."""
     serve.start(proxy_location="HeadOnly", http_options=HTTPOptions(host="127.0.0.1", port=http_port()))
+
+
+def scaling(num_replicas: int | Autoscaling) -> dict[str, Any]:
+    """A deployment's options for a fixed number of replicas, or as many as the load calls for."""
+    if isinstance(num_replicas, int):
+        return {"num_replicas": num_replicas}
+    config = {
+        "min_replicas": num_replicas.min_replicas,
+        "max_replicas": num_replicas.max_replicas,
+        "target_ongoing_requests": num_replicas.requests_per_replica,
+        "upscale_delay_s": num_replicas.upscale_delay_seconds,
+        "downscale_delay_s": num_replicas.downscale_delay_seconds,
+    }
+    return {"autoscaling_config": config}
 
 
 def is_deployed(name: str) -> bool:

@@ -28,11 +28,6 @@ def connect(namespace: str = "wfray") -> None:
         ray.init(address=address, namespace=namespace, log_to_driver=True)
 
 
-def num_gpus() -> int:
-    """GPUs of the cluster."""
-    return int(ray.cluster_resources().get("GPU", 0))
-
-
 def wait(answer: ObjectRef) -> Any:
     """An actor's answer; a `ValueError` in the actor is raised as itself, without the actor's traceback."""
     try:

@@ -17,6 +17,7 @@ import numpy as np
 import ray
 from pydantic import BaseModel, TypeAdapter
 
+from actors.placement import resources_of
 from wfray.config.cleaning import Duplicates
 from wfray.config.data import JsonLines, PackConfig, Parquet, RowSource, Source, TextFiles
 from wfray.data.build import PackOptions, UnitResult, count_needed, open_cleaner, pack_unit, units_wanted, up_to
@@ -146,7 +147,7 @@ class Fingerprinting(BaseModel):
 def run_tasks(work: Work, items: list[str], options: PackOptions) -> Iterator[str]:
     """Run one Ray task an item; yield the results in the order of the items, as they come."""
     rows = [{"work": work, "item": item, "options": options.model_dump_json()} for item in items]
-    dataset = ray.data.from_items(rows, override_num_blocks=len(rows)).map(run_task, num_cpus=NUM_CPUS)
+    dataset = ray.data.from_items(rows, override_num_blocks=len(rows)).map(run_task, num_cpus=NUM_CPUS, resources=resources_of("data"))
     dataset.context.execution_options.preserve_order = True
     dataset.context.enable_progress_bars = False
     for row in dataset.iter_rows():

@@ -11,7 +11,8 @@ from typing import Any
 import ray
 from lm_eval.api.instance import Instance
 
-from actors.connection import num_gpus, wait
+from actors.connection import wait
+from actors.placement import gpus_for, resources_of
 from wfray.config.evaluate import AnySubject, DiffusionSubject, EvaluateConfig, Subject
 from wfray.data.packages import fetch
 from wfray.evals import sets
@@ -61,7 +62,11 @@ class Fleet:
 
     def __init__(self, config: EvaluateConfig) -> None:
         assert config.harness is not None
-        resources = {"num_cpus": config.harness.num_cpus, "num_gpus": 1 if num_gpus() else 0}
+        resources: dict[str, Any] = {
+            "num_cpus": config.harness.num_cpus,
+            "num_gpus": min(1, gpus_for("evaluate")),
+            "resources": resources_of("evaluate"),
+        }
         actor: Any = ray.remote(Answerer).options(**resources, max_restarts=MAX_RESTARTS, max_task_retries=MAX_RESTARTS)
         self.actors = [actor.remote(config) for _ in range(config.harness.num_actors)]
         self.subject: tuple[str, Path | None] = ("", None)

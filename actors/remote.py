@@ -27,8 +27,8 @@ class Holder:
 class Remote:
     """The job's side: every call waits for its answer, and a `ValueError` there is raised as itself here."""
 
-    def __init__(self, name: str, *arguments: Any, **resources: float) -> None:
-        """Start the actor of `name` (`module:Class`) with `arguments`; `resources` are `num_cpus` and `num_gpus`."""
+    def __init__(self, name: str, *arguments: Any, **resources: Any) -> None:
+        """Start the actor of `name` (`module:Class`) with `arguments`; `resources` are `num_cpus`, `num_gpus` and `resources`."""
         self._actor: Any = ray.remote(Holder).options(**resources).remote(name, *arguments)
 
     def __getattr__(self, method: str) -> Callable[..., Any]:

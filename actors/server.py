@@ -1,45 +1,58 @@
 """The server's role: one OpenAI-compatible Ray Serve application of one or more models, at a path of its own; it outlives the job.
 
-A replica holds one engine a model, each with a thread and a queue of its own, so that its event loop stays free for health
-checks and for other models. A request's pieces are streamed as they come.
+A replica is an HTTP application and a supervisor: each model runs in a process of its own (see `wfray.serving.host`), so that a crash of
+an engine is not one of the replica, and its event loop stays free. Deployed again under its name, only what has changed is loaded, beside
+what answers, and no request is dropped; a change of resources starts new replicas first, and the old ones finish what they hold.
+
+Serve's own limit of requests is out of the way: whether there is room is decided in the replica, which says 429 and when to come back.
 """
 
-import time
+import asyncio
 from pathlib import Path
+from typing import Any
 
+import ray
 from fastapi import FastAPI
 from ray import serve
 from ray.serve.schema import ApplicationStatus
 
-from actors.applications import http_port, start_serve
+from actors.applications import http_port, scaling, start_serve, wait_until_running
+from actors.placement import resources_of
 from wfray.config.serve import ServeConfig
-from wfray.serving.api import build_app
-from wfray.serving.llama_cpp_engine import LlamaCppEngine
-from wfray.serving.queue import EngineQueue
+from wfray.serving.api import Access, build_app
+from wfray.serving.engines import make_backend
+from wfray.serving.guard import key_hash
+from wfray.serving.host import Host, Hosting
+
+MAX_ONGOING = 10_000
 
 
 @serve.ingress()
 class Server:
     """One replica."""
 
-    def __init__(self, models: dict[str, dict[str, str | int]]) -> None:
-        """Load all models: name -> arguments of `LlamaCppEngine`."""
-        self.queues = {
-            name: EngineQueue(LlamaCppEngine(Path(str(model["file"])), int(model["context"]), int(model["threads"])))
-            for name, model in models.items()
-        }
+    def __init__(self, access: dict[str, Any]) -> None:
+        self.access, self.host = access, Host()
+
+    async def reconfigure(self, hosting: dict[str, Any]) -> None:
+        """Called by Serve at the start and whenever the models change."""
+        await self.host.apply(Hosting.model_validate(hosting))
 
     def __serve_build_asgi_app__(self) -> FastAPI:
-        """The HTTP application over this replica's engines."""
-        return build_app(self.queues)
+        """The HTTP application over this replica's models."""
+        return build_app(self.host.gates, self.host.figures, Access(**self.access))
+
+    async def check_health(self) -> None:
+        """Called by Serve: raises when an engine cannot be started any more, upon which the replica is replaced."""
+        self.host.check_health()
 
 
 def deploy(config: ServeConfig, files: dict[str, Path]) -> str:
-    """Deploy the application and wait until it answers.
+    """Deploy the application, or change it in place, and wait until it answers.
 
     Args:
         config: the application.
-        files: the GGUF file of each model, by name.
+        files: the file or directory of each model, by name.
 
     Returns:
         The base URL, to which clients add /v1/...
@@ -47,20 +60,60 @@ def deploy(config: ServeConfig, files: dict[str, Path]) -> str:
     Raises:
         ValueError: a model cannot be loaded, or the application is not up in time.
     """
-    for model in config.models:
-        # Once here, so that a file that cannot be served fails the job with its own message, not a replica again and again.
-        LlamaCppEngine(files[model.name], model.context, model.threads).close()
+    access = Access([key_hash(key) for key in read_keys(config.api_keys_file)], int(config.max_body_mb * 2**20))
+    hosting = Hosting(config=config, files={n: str(f) for n, f in files.items()}, versions={n: version(f) for n, f in files.items()})
+    asyncio.run(try_all(hosting))
     start_serve()
-    models = {model.name: {"file": str(files[model.name]), "context": model.context, "threads": model.threads} for model in config.models}
     deployment = serve.deployment(
-        num_replicas=config.num_replicas,
-        ray_actor_options={"num_cpus": config.num_cpus},
-        max_ongoing_requests=config.max_ongoing_requests,
+        **scaling(config.num_replicas),
+        ray_actor_options={"num_cpus": config.num_cpus, "num_gpus": config.num_gpus, "resources": resources_of("serve")},
+        max_ongoing_requests=MAX_ONGOING,
+        max_constructor_retry_count=1,
+        user_config=hosting.model_dump(mode="json"),
+        graceful_shutdown_timeout_s=config.drain_seconds,
+        logging_config={"enable_access_log": False},
     )(Server)
-    target = serve.RunTarget(deployment.bind(models), name=config.application, route_prefix=f"/{config.application}")
+    # Serve gives every deployment a version of its own, upon which it replaces all replicas; with equal ones it calls `reconfigure`.
+    deployment._version = code_version()
+    target = serve.RunTarget(deployment.bind(vars(access)), name=config.application, route_prefix=f"/{config.application}")
     serve.run_many([target], wait_for_applications_running=False)
-    wait_until_running(config)
+    wait_until_running(config.application, config.start_timeout_seconds)
     return base_url(config)
+
+
+async def try_all(hosting: Hosting) -> None:
+    """Load every model once here, so that one that cannot be served fails the job with its own message, and no replica."""
+    for model in hosting.config.models:
+        backend = make_backend(model, Path(hosting.files[model.name]), hosting.config)
+        await backend.start()
+        await backend.close()
+
+
+def code_version() -> str:
+    """Changes with the code that replicas run: the working directory that this job was submitted with."""
+    return f"code of {ray.get_runtime_context().runtime_env.get('working_dir')}"
+
+
+def version(file: Path) -> str:
+    """Changes when a file, or one in a directory, is written again."""
+    members = sorted(file.rglob("*")) if file.is_dir() else [file]
+    return repr([(member.name, member.stat().st_size, member.stat().st_mtime_ns) for member in members if member.is_file()])
+
+
+def read_keys(path: str | None) -> list[str]:
+    """The API keys in a file; none where there is no file named.
+
+    Raises:
+        ValueError: the file is missing or empty.
+    """
+    if path is None:
+        return []
+    lines = Path(path).read_text(encoding="utf-8").split() if Path(path).is_file() else []
+    if not lines:
+        raise ValueError(
+            f"api_keys_file {path!r} must be a file with one key a line, for example: (umask 077; openssl rand -hex 32 > {path})"
+        )
+    return lines
 
 
 def base_url(config: ServeConfig) -> str:
@@ -70,20 +123,5 @@ def base_url(config: ServeConfig) -> str:
 
 def is_running(config: ServeConfig) -> bool:
     """Whether the application is up on this cluster."""
-    return status_of(config) == ApplicationStatus.RUNNING
-
-
-def status_of(config: ServeConfig) -> ApplicationStatus:
-    """The application's status on this cluster."""
     application = serve.status().applications.get(config.application)
-    return ApplicationStatus.NOT_STARTED if application is None else application.status
-
-
-def wait_until_running(config: ServeConfig) -> None:
-    """Wait for all replicas; `ValueError` when they fail or take too long."""
-    deadline = time.monotonic() + config.start_timeout_seconds
-    while (status := status_of(config)) != ApplicationStatus.RUNNING:
-        if status == ApplicationStatus.DEPLOY_FAILED or time.monotonic() > deadline:
-            message = serve.status().applications[config.application].message or "see its log in the dashboard"
-            raise ValueError(f"application {config.application!r} is {status.value.lower()}, not running: {message}")
-        time.sleep(0.2)
+    return application is not None and application.status == ApplicationStatus.RUNNING

@@ -9,13 +9,16 @@ the next group finds: it ends at once, and the job with it, with that one messag
 """
 
 import os
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any, cast
 
 import torch
-from ray.train import FailureConfig, RunConfig, ScalingConfig, TrainingFailedError, get_context
+from ray.train import FailureConfig, RunConfig, ScalingConfig, TrainingFailedError, get_context, get_preemption_info
 from ray.train.torch import TorchConfig, TorchTrainer
 
+from actors.placement import gpus_for, resources_of
+from actors.student_metrics import with_metrics
 from actors.teacher_client import TeacherClient
 from wfray.config.diffuse import DiffuseConfig
 from wfray.config.train import AttentionRelations, TrainConfig
@@ -63,11 +66,18 @@ def train_student(config: TrainConfig, directory: Path, student: Path, corpus: P
         "student": str(student),
         "corpus": str(corpus),
     }
+    # Not whether there is one here: the driver may run on a head without.
+    uses_gpu = gpus_for("student") > 0
     trainer = TorchTrainer(
         cast(Any, train_worker),
         train_loop_config=task,
-        torch_config=TorchConfig(backend="nccl" if torch.cuda.is_available() else "gloo"),
-        scaling_config=ScalingConfig(num_workers=cast(Any, config.train.num_workers), use_gpu=torch.cuda.is_available()),
+        torch_config=TorchConfig(backend="nccl" if uses_gpu else "gloo"),
+        scaling_config=ScalingConfig(
+            num_workers=cast(Any, config.train.num_workers),
+            use_gpu=uses_gpu,
+            # Ray gives a worker one core where it has no GPU.
+            resources_per_worker={"GPU" if uses_gpu else "CPU": 1, **resources_of("student")},
+        ),
         run_config=RunConfig(
             name=f"{config.stage}-{os.getpid()}",
             storage_path=str(directory / "ray"),
@@ -131,7 +141,8 @@ def run_worker(config: TrainConfig, directory: Path, student: Path, corpus: Path
     feed = Feed(stream, plan, teacher, collective.rank, collective.world_size, mixer)
     state = progress.state if progress else TrainingState()
     with open_log(config, directory, collective.rank, done) as log:
-        Trainer(config, replica, optimizer, loss, checkpoints, collective, log, state, forward=kind.forward).run(feed)
+        show = with_metrics(log, Path(config.run).name, config.stage) if collective.rank == 0 else log
+        Trainer(config, replica, optimizer, loss, checkpoints, collective, show, state, kind.forward, announced_losses()).run(feed)
     replica.gather()
     if collective.rank == 0:
         model.config.wrinklefree["quantization_lambda"] = lambda_at(config.quantization, config.train.tokens)
@@ -139,6 +150,21 @@ def run_worker(config: TrainConfig, directory: Path, student: Path, corpus: Path
             kind.save(model, aside, student)
         remove(directory / "checkpoints")
     collective.barrier()
+
+
+def announced_losses() -> Callable[[], int] | None:
+    """Counts the machines of this group that the cloud has announced to take back; None where nobody watches for that.
+
+    All workers must ask together: Ray lets none go on before all have asked, and tells all the same.
+    """
+    if os.environ.get("RAY_TRAIN_ENABLE_PREEMPTION_WATCHER") == "0":
+        return None
+
+    def count() -> int:
+        info = get_preemption_info()
+        return len(info.preempted_node_to_ranks) if info else 0
+
+    return count
 
 
 def set_determinism(config: TrainConfig) -> None:

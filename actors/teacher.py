@@ -17,10 +17,11 @@ import ray
 import torch
 from ray import serve
 
-from actors.applications import is_deployed, start_serve, wait_until_running
+from actors.applications import is_deployed, scaling, start_serve, wait_until_running
+from actors.placement import gpus_for, resources_of
 from actors.teacher_http import gateway_name, gateway_of
 from actors.teacher_metrics import ReplicaMetrics
-from wfray.config.teacher import Autoscaling, TeacherConfig
+from wfray.config.teacher import TeacherConfig
 from wfray.quant.determinism import use_deterministic_algorithms
 from wfray.teacher import SignalRequest, TeacherService, make_service
 from wfray.teacher.rows import Arrays
@@ -78,12 +79,13 @@ def deploy(config: TeacherConfig, directory: Path) -> None:
     """
     check_resources(config)
     start_serve()
-    scaling: dict[str, Any] = {"num_replicas": config.num_replicas}
-    if isinstance(config.num_replicas, Autoscaling):
-        scaling = {"autoscaling_config": autoscaling(config.num_replicas)}
     application = Teacher.options(  # type: ignore[attr-defined]
-        **scaling,
-        ray_actor_options={"num_cpus": config.num_cpus, "num_gpus": config.num_gpus, "resources": config.resources},
+        **scaling(config.num_replicas),
+        ray_actor_options={
+            "num_cpus": config.num_cpus,
+            "num_gpus": min(1, gpus_for("teacher")) if config.num_gpus is None else config.num_gpus,
+            "resources": {**resources_of("teacher"), **config.resources},
+        },
         max_ongoing_requests=config.max_queued_requests,
         max_queued_requests=config.max_queued_requests,
         max_constructor_retry_count=1,
@@ -115,17 +117,6 @@ def find_running(application: str) -> None:
     if not is_deployed(application):
         deployed = ", ".join(serve.status().applications) or "none"
         raise ValueError(f"application {application!r} is not deployed on this cluster; deployed: {deployed}")
-
-
-def autoscaling(scaling: Autoscaling) -> dict[str, Any]:
-    """The same in Serve's words."""
-    return {
-        "min_replicas": scaling.min_replicas,
-        "max_replicas": scaling.max_replicas,
-        "target_ongoing_requests": scaling.requests_per_replica,
-        "upscale_delay_s": scaling.upscale_delay_seconds,
-        "downscale_delay_s": scaling.downscale_delay_seconds,
-    }
 
 
 def check_resources(config: TeacherConfig) -> None:

@@ -107,8 +107,6 @@ def start_local_cluster(config: LocalClusterConfig, home: Path, keep: bool = Fal
         f"--dashboard-agent-grpc-port={free_port()}",
     ]
     command += [f"--num-cpus={config.num_cpus}", f"--object-store-memory={int(config.object_store_gb * 2**30)}", f"--temp-dir={session}"]
-    # Teachers ask for a resource of their own, so that on larger clusters they leave the nodes of students alone.
-    command += ['--resources={"teacher": 100}']
     log = session / "start.log"
     with log.open("wb") as output:
         process = subprocess.Popen(

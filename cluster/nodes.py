@@ -22,6 +22,8 @@ from wfray.config.cluster import ClusterConfig
 from wfray.runs import write_aside
 
 MAX_PAUSE_SECONDS = 900.0
+ENDING = "ending"
+"""While this file is beside the state, workers go and none comes."""
 Phase = Literal["launching", "up", "stopping"]
 
 
@@ -172,8 +174,8 @@ class Nodes:
             raise ValueError(
                 f"with a node of group {group} it is ${rate:.2f}/h, above limits.max_dollars_per_hour {limits.max_dollars_per_hour}"
             )
-        if self.dollars >= limits.max_dollars:
-            raise ValueError(f"${self.dollars:.2f} are spent, limits.max_dollars is {limits.max_dollars}: nothing more is launched")
+        if reason := self.why_end():
+            raise ValueError(f"{reason}: nothing more is launched")
 
     def release(self, identity: str) -> None:
         """A machine is no longer wanted; its SkyPilot cluster goes when none of its machines is.
@@ -201,13 +203,21 @@ class Nodes:
 
     def tick(self) -> None:
         """Look at what is under way, begin what is due, and end everything when the money is spent."""
-        if self.live and self.dollars >= self.config.limits.max_dollars:
-            self.state.refused = f"${self.dollars:.2f} are spent, limits.max_dollars is {self.config.limits.max_dollars}: all workers go"
+        if self.live and (reason := self.why_end()):
+            self.state.refused = f"{reason}: all workers go"
             for node in self.live:
                 self.stop(node)
         for node in list(self.state.nodes.values()):
             self.advance(node)
         self.save()
+
+    def why_end(self) -> str | None:
+        """Why there are to be no workers at all, or None."""
+        if (self.directory / ENDING).exists():
+            return "the cluster is being taken down"
+        if self.dollars >= self.config.limits.max_dollars:
+            return f"${self.dollars:.2f} are spent, limits.max_dollars is {self.config.limits.max_dollars}"
+        return None
 
     def advance(self, node: Node) -> None:
         """One step of one node."""

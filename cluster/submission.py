@@ -11,6 +11,8 @@ from ray.dashboard.modules import dashboard_sdk
 from ray.dashboard.modules.job import sdk
 from ray.job_submission import JobStatus, JobSubmissionClient
 
+from cluster.identity import me
+
 POLL_SECONDS = 0.5
 EXCLUDES = ["/.git/", "/.venv/", "/runs/", "/tests/", "/benchmarks/", ".*_cache/"]
 """Not needed by jobs: what Ray sends to the cluster is the code alone."""
@@ -52,7 +54,7 @@ def run_stage(name: str, command: list[str], dashboard: str, root: Path, view: V
         entrypoint=shlex.join(["python", *command]),
         submission_id=f"wf-{name}-{uuid.uuid4().hex[:8]}",
         runtime_env={"working_dir": str(root), "excludes": EXCLUDES},
-        metadata={"stage": name},
+        metadata=owned(name, log.parents[1].name),
     )
     try:
         status = follow(client, job, view)
@@ -68,6 +70,12 @@ def run_stage(name: str, command: list[str], dashboard: str, root: Path, view: V
         view.finish(name, "failed", seconds, message)
         raise ValueError(f"stage {name} failed: {message}\nMend it and run the same command again: what is done is skipped. Its log: {log}")
     view.finish(name, "done", seconds)
+
+
+def owned(stage: str, run: str) -> dict[str, str]:
+    """What a job carries: whose it is, what it does, and for which run."""
+    owner = me()
+    return {"owner": owner.name, "owner_key": owner.key, "stage": stage, "run": run}
 
 
 def follow(client: JobSubmissionClient, job: str, view: View) -> JobStatus:

@@ -30,6 +30,12 @@ GCLOUD = """command -v gcloud >/dev/null || {
   curl -sSfL https://dl.google.com/dl/cloudsdk/channels/rapid/downloads/google-cloud-cli-linux-x86_64.tar.gz | tar -xz -C ~
   ~/google-cloud-sdk/install.sh --quiet --path-update true
 }"""
+MONITORING = """$SUDO apt-get install -y -q --no-install-recommends prometheus
+$SUDO systemctl disable --now --quiet prometheus 2>/dev/null || true
+command -v grafana-server >/dev/null || {
+  curl -sSfL -o /tmp/grafana.deb https://dl.grafana.com/oss/release/grafana_11.6.0_amd64.deb
+  $SUDO apt-get install -y -q /tmp/grafana.deb
+}"""
 SKY = 'uv tool install --quiet "skypilot[nebius,runpod]==0.14.1"'
 NOTICE_UNIT = """$SUDO tee /etc/systemd/system/wfray-notice.service >/dev/null <<UNIT
 [Unit]
@@ -60,7 +66,7 @@ def head_task(config: ClusterConfig, owner: Owner) -> dict[str, Any]:
         "resources": resources,
         "envs": {**common_envs(config, owner), "WF_HOURS": str(config.head.max_hours)},
         "secrets": dict.fromkeys([RAY_TOKEN, *config.secrets]),
-        "setup": "\n".join([SETUP, *storage_setup(config), SKY]),
+        "setup": "\n".join([SETUP, *first_setup(config), SKY]),
         "run": f'{ENVIRONMENT}\nexport WFRAY_HOME="${{WFRAY_HOME:-{SHARED}}}"\nexec python -m cluster.head',
     }
 
@@ -95,7 +101,7 @@ def pod_task(config: ClusterConfig, owner: Owner) -> dict[str, Any]:
         "resources": {**common_resources(config, owner, "pod"), **placed(config.pod, places)},
         "envs": {**common_envs(config, owner), "WF_HOURS": str(config.pod.max_hours)},
         "secrets": dict.fromkeys([RAY_TOKEN, *config.secrets]),
-        "setup": "\n".join([SETUP, *storage_setup(config), *engine_setup(config.pod.extras)]),
+        "setup": "\n".join([SETUP, *first_setup(config), *engine_setup(config.pod.extras)]),
         "run": f'{ENVIRONMENT}\nexport WFRAY_HOME="${{WFRAY_HOME:-$HOME/wfray-runs}}"\nexec python -m cluster.head',
         "config": {"hooks": [{"run": "touch ~/wfray-notice", "events": ["preemption"], "timeout": 60}]},
     }
@@ -161,6 +167,11 @@ def storage_setup(config: ClusterConfig) -> list[str]:
         return []
     packages = "uv pip install --quiet --python ~/wfray-env/bin/python 's3fs>=2026.2' 'gcsfs>=2026.2'"
     return [packages, *([GCLOUD] if config.pod and config.storage.startswith("gs://") else [])]
+
+
+def first_setup(config: ClusterConfig) -> list[str]:
+    """What a head or a pod has besides."""
+    return [*storage_setup(config), *([MONITORING] if config.monitoring else [])]
 
 
 def engine_setup(extras: list[Extra]) -> list[str]:

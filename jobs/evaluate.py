@@ -6,9 +6,10 @@ connect ─► perplexity and accuracy of each checkpoint (scores.json) ─► t
 """
 
 from pathlib import Path
-from typing import TYPE_CHECKING, cast
+from typing import TYPE_CHECKING, Any, cast
 
-from actors.connection import connect, num_gpus
+from actors.connection import connect
+from actors.placement import gpus_for, resources_of
 from actors.remote import Remote
 from jobs.cli import run_job
 from wfray.config.evaluate import EvaluateConfig, Subject
@@ -80,7 +81,11 @@ def run_tasks(config: EvaluateConfig, stage: Stage, metrics: MetricsLog) -> str:
 
 def start_evaluator(config: EvaluateConfig, corpus: Path) -> "Evaluator":
     """The evaluator, in an actor with a GPU where the cluster has one."""
-    resources = {"num_cpus": config.num_cpus, "num_gpus": min(1, num_gpus())}
+    resources: dict[str, Any] = {
+        "num_cpus": config.num_cpus,
+        "num_gpus": min(1, gpus_for("evaluate")),
+        "resources": resources_of("evaluate"),
+    }
     return cast("Evaluator", Remote("actors.evaluator:Evaluator", config, corpus, **resources))
 
 

@@ -8,9 +8,9 @@ from pathlib import Path
 from typing import Any
 
 from actors.connection import connect
-from actors.server import base_url, deploy, is_running
+from actors.server import base_url, deploy, is_running, read_keys
 from jobs.cli import run_job
-from wfray.config.serve import ServeConfig
+from wfray.config.serve import ServeConfig, ServedModel
 from wfray.runs import MetricsLog, Stage, write_json
 from wfray.serving.probe import Sample, ask
 
@@ -24,7 +24,7 @@ def main(config: ServeConfig) -> None:
         return
     with stage, stage.metrics() as metrics:
         metrics.write(progress=0.0, message="deploying")
-        url = deploy(config, {name: model_file(path) for name, path in stage.inputs.items()})
+        url = deploy(config, {model.name: model_file(stage.inputs[model.name], model) for model in config.models})
         samples = ask_all(config, url, metrics)
         stage.figures = {"url": f"{url}/v1", "models": figures(samples)}
         write_json(stage.directory / "samples.json", [sample.model_dump() for sample in samples])
@@ -32,17 +32,18 @@ def main(config: ServeConfig) -> None:
     print(f"{config.stage}: {', '.join(model.name for model in config.models)} at {url}/v1")
 
 
-def model_file(path: Path) -> Path:
-    """The GGUF file of an export stage, or the file itself."""
-    return path / "model.gguf" if path.is_dir() else path
+def model_file(path: Path, model: ServedModel) -> Path:
+    """The GGUF file of an export stage where the engine takes one, or the path itself."""
+    return path / "model.gguf" if path.is_dir() and model.engine in ("llama_cpp", "bitnet_cpp") else path
 
 
 def ask_all(config: ServeConfig, url: str, metrics: MetricsLog) -> list[Sample]:
     """Every prompt to every model."""
     samples: list[Sample] = []
+    key = next(iter(read_keys(config.api_keys_file)), None)
     wanted = [(prompt, model.name) for prompt in config.probes.prompts for model in config.models]
     for prompt, name in wanted:
-        samples.append(ask(url, name, prompt, config.probes))
+        samples.append(ask(url, name, prompt, config.probes, key))
         metrics.write(progress=len(samples) / len(wanted), message=f"{name}: {prompt} -> {samples[-1].answer}")
         print(f"{name}: {prompt}\n  {samples[-1].answer}", flush=True)
     return samples

@@ -53,7 +53,6 @@ def teacher_config(directory: Path, **changes: Any) -> TeacherConfig:
         "model": {"kind": "directory", "path": "unused"},
         "wires": ["hidden", "layers", "qkv", "topk", "sampled", "logits"],
         "num_cpus": 0.1,
-        "resources": {"teacher": 1},
         "threads": 1,
         "http": {"token_file": str(directory / "token")},
         **changes,

@@ -3,8 +3,10 @@
 import json
 import os
 import stat
+import subprocess
 import sys
-from collections.abc import Iterator
+import time
+from collections.abc import Callable, Iterator
 from contextlib import suppress
 from pathlib import Path
 from typing import Any
@@ -12,7 +14,9 @@ from typing import Any
 import psutil
 import pytest
 
-from cluster.identity import make_token
+from cluster import sky, tasks
+from cluster.identity import make_token, me
+from cluster.nodes import State
 from cluster.tasks import head_name
 from wfray.config.cluster import ClusterConfig
 from wfray.runs.children import free_port
@@ -26,6 +30,7 @@ def tiny_config(**changes: Any) -> ClusterConfig:
         "name": "tiny",
         "provider": {"kind": "nebius", "filesystem_id": "fs"},
         "head": {"cpus": 1, "object_store_gb": 0.2},
+        "monitoring": False,
         "groups": {
             role: {"role": role, "cpus": 1, "max_nodes": 2, "idle_minutes": 0.1, "object_store_gb": 0.1} for role in ("student", "teacher")
         },
@@ -82,8 +87,8 @@ def cloud(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[FakeCloud
     monkeypatch.setenv("PATH", f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}")
     monkeypatch.setenv("WFRAY_STATE", str(tmp_path / "state"))
     monkeypatch.setenv("WFRAY_HOME", str(tmp_path / "home"))
-    # The autoscaler of the head starts raylets beside it on this machine; its steps follow each other quickly.
-    monkeypatch.delenv("RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER", raising=False)
+    monkeypatch.setenv("RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER", "1")
+    # Steps of the autoscaler and looks of the watchers follow each other quickly.
     monkeypatch.setenv("AUTOSCALER_UPDATE_INTERVAL_S", "1")
     monkeypatch.setenv("RAY_TRAIN_HEALTH_CHECK_INTERVAL_S", "0.5")
     monkeypatch.setenv("RAY_TRAIN_PREEMPTION_POLL_INTERVAL_S", "0.5")
@@ -100,3 +105,49 @@ def with_token(config: ClusterConfig, monkeypatch: pytest.MonkeyPatch) -> str:
     monkeypatch.setenv("RAY_AUTH_TOKEN", make_token(config.name))
     monkeypatch.setenv("RAY_AUTH_MODE", "token")
     return head_name(config)
+
+
+def wait_for(what: Callable[[], bool], seconds: float = 120, process: "subprocess.Popen[str] | None" = None) -> None:
+    """Until something holds, while `process` runs."""
+    ends = time.monotonic() + seconds
+    while not what():
+        if process is not None and process.poll() is not None:
+            pytest.fail(f"it ended too early:\n{process.communicate()[0]}")
+        assert time.monotonic() < ends, "it did not happen"
+        time.sleep(0.2)
+
+
+def start_head(config: ClusterConfig, directory: Path, monkeypatch: pytest.MonkeyPatch) -> str:
+    """Launch the head of a cluster, as `wf up` does; its name."""
+    name = with_token(config, monkeypatch)
+    task = tasks.head_task(config, me())
+    path = sky.write_task(directory / "head.yaml", task)
+    sky.run(sky.launch_command(name, path, None, {}, list(task["secrets"])), cwd=ROOT)
+    return name
+
+
+def state(cloud: FakeCloud, head: str) -> State:
+    """What the head remembers of its workers."""
+    path = cloud.home / head / ".wfray/head/state.json"
+    return State.model_validate_json(path.read_text())
+
+
+WORK = """
+import ray, time
+ray.init()
+@ray.remote(num_cpus=1, resources={"student": 1})
+def where():
+    time.sleep(0.5)
+    return ray.get_runtime_context().get_node_id()
+print(ray.get(where.remote()))
+"""
+
+
+def work() -> str:
+    """The node where a task for students ran."""
+    environment = {**os.environ, "RAY_ADDRESS": f"127.0.0.1:{os.environ['WF_GCS_PORT']}"}
+    ends = time.monotonic() + 200
+    while (result := subprocess.run([sys.executable, "-c", WORK], env=environment, capture_output=True, text=True, timeout=150)).returncode:
+        # Its head may be starting.
+        assert time.monotonic() < ends, result.stdout + result.stderr
+    return result.stdout.strip().splitlines()[-1]

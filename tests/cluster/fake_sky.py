@@ -18,7 +18,6 @@ import psutil
 import yaml
 
 HOME = Path(os.environ["FAKE_SKY"])
-WORKER = {"RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER": "1"}
 
 
 def free_port() -> int:
@@ -52,15 +51,15 @@ def launch(arguments: argparse.Namespace) -> None:
     home = HOME / arguments.cluster
     home.mkdir(exist_ok=True)
     environment = {
-        **os.environ,
+        **{name: value for name, value in os.environ.items() if name != "WFRAY_STATE"},
         **envs,
         **secrets,
         "HOME": str(home),
-        "WFRAY_STATE": str(home / "state"),
         "SKYPILOT_NODE_IPS": "127.0.0.1",
         "SKYPILOT_NODE_RANK": "0",
-        # The head's Ray listens on loopback alone, a worker's on all interfaces, behind the token: Ray has no joining on loopback.
-        **({"RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER": "0"} if "WF_HEAD" not in envs else WORKER | {"WF_AGENT_PORT": str(free_port())}),
+        # Ray has no joining on loopback alone; the cluster's token guards its ports.
+        "RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER": "1",
+        **({"WF_AGENT_PORT": str(free_port())} if "WF_HEAD" in envs else {}),
     }
     with (home / "job.log").open("ab") as log:
         job = subprocess.Popen(["bash", "-c", task["run"]], env=environment, stdout=log, stderr=subprocess.STDOUT, start_new_session=True)

@@ -1,64 +1,14 @@
 """Ray's autoscaler over the fake `sky`: grows by demand, survives its head, replaces what is lost, shrinks."""
 
-import os
-import subprocess
-import sys
-import time
-from collections.abc import Callable
 from contextlib import suppress
 from pathlib import Path
 
 import psutil
 import pytest
 
-from cluster import sky, tasks
-from cluster.identity import me
-from cluster.nodes import State
-from tests.cluster.conftest import ROOT, FakeCloud, tiny_config, with_token
-from wfray.config.cluster import ClusterConfig
+from tests.cluster.conftest import FakeCloud, start_head, state, tiny_config, wait_for, work
 
 pytestmark = [pytest.mark.ray, pytest.mark.slow, pytest.mark.timeout(600)]
-
-WORK = """
-import ray, time
-ray.init()
-@ray.remote(num_cpus=1, resources={"student": 1})
-def where():
-    time.sleep(0.5)
-    return ray.get_runtime_context().get_node_id()
-print(ray.get(where.remote()))
-"""
-
-
-def wait_for(what: Callable[[], bool], seconds: float = 120) -> None:
-    """Until something holds."""
-    ends = time.monotonic() + seconds
-    while not what():
-        assert time.monotonic() < ends, "it did not happen"
-        time.sleep(0.2)
-
-
-def start_head(config: ClusterConfig, directory: Path, monkeypatch: pytest.MonkeyPatch) -> str:
-    name = with_token(config, monkeypatch)
-    task = tasks.head_task(config, me())
-    path = sky.write_task(directory / "head.yaml", task)
-    sky.run(sky.launch_command(name, path, None, {}, list(task["secrets"])), cwd=ROOT)
-    return name
-
-
-def state(cloud: FakeCloud, head: str) -> State:
-    path = cloud.home / head / "state" / "head" / "state.json"
-    return State.model_validate_json(path.read_text())
-
-
-def work() -> str:
-    """The node where a task for students ran."""
-    environment = {**os.environ, "RAY_ADDRESS": f"127.0.0.1:{os.environ['WF_GCS_PORT']}"}
-    ends = time.monotonic() + 200
-    while (result := subprocess.run([sys.executable, "-c", WORK], env=environment, capture_output=True, text=True, timeout=200)).returncode:
-        # Its head may be starting.
-        assert time.monotonic() < ends, result.stdout + result.stderr
-    return result.stdout.strip().splitlines()[-1]
 
 
 def ray_processes(cloud: FakeCloud, cluster: str) -> list[psutil.Process]:
@@ -70,21 +20,13 @@ def ray_processes(cloud: FakeCloud, cluster: str) -> list[psutil.Process]:
     ]
 
 
-def listening(processes: list[psutil.Process]) -> set[str]:
-    """The addresses on which some of `processes` take connections."""
-    pids = {process.pid for process in processes}
-    sockets = [socket for socket in psutil.net_connections("tcp") if socket.status == "LISTEN" and socket.pid in pids]
-    return {socket.laddr.ip.removeprefix("::ffff:") for socket in sockets}
-
-
 def test_it_grows_survives_its_head_and_a_lost_node_and_shrinks(cloud: FakeCloud, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     groups = {"student": {"role": "student", "cpus": 1, "max_nodes": 1, "idle_minutes": 0.5, "object_store_gb": 0.1}}
     head = start_head(tiny_config(groups=groups), tmp_path, monkeypatch)
-    wait_for(lambda: (cloud.home / head / "state" / "head" / "state.json").exists())
+    wait_for(lambda: (cloud.home / head / ".wfray/head/state.json").exists())
     assert cloud.clusters == [head]
     first = work()
     assert cloud.clusters == [head, "wf-tiny-student-1"]
-    assert listening(cloud.family(head)) <= {"127.0.0.1", "::1"}
 
     for process in ray_processes(cloud, head):
         with suppress(psutil.NoSuchProcess):

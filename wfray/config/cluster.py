@@ -155,6 +155,8 @@ class ClusterConfig(Config):
     pod: Pod | None = None
     """RunPod only."""
     limits: Limits
+    monitoring: bool = True
+    """Install Prometheus and Grafana on the head, for `wf dashboard`."""
     storage: str | None = Field(None, pattern=r"^(s3|gs)://[a-z0-9][a-z0-9._-]+(/.*)?$")
     """Where runs and models are mirrored, a URL that fsspec knows; None: nowhere. A pod's disk is gone with the pod."""
     secrets: list[Annotated[str, Field(pattern=r"^[A-Z_][A-Z0-9_]*$")]] = []

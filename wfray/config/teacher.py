@@ -6,6 +6,7 @@ from pydantic import Field, NonNegativeFloat, PositiveFloat, PositiveInt, model_
 
 from wfray.config.base import Config, Precision, RunPath
 from wfray.config.model import ModelSource
+from wfray.config.scaling import Autoscaling
 
 Wire = Literal["hidden", "layers", "qkv", "topk", "sampled", "logits"]
 EngineName = Literal["transformers", "vllm", "sglang"]
@@ -16,24 +17,6 @@ ENGINE_WIRES: dict[EngineName, tuple[Wire, ...]] = {
     "sglang": ("hidden", "topk", "sampled", "logits"),
 }
 """What each engine can give: a server of its own hands out the last hidden state, from which logits and what is cut from them follow."""
-
-
-class Autoscaling(Config):
-    """As many replicas as the requests on their way call for. A student keeps workers x in_flight on its way, steadily."""
-
-    min_replicas: PositiveInt = 1
-    max_replicas: PositiveInt
-    requests_per_replica: PositiveFloat = 4.0
-    """Requests on their way, running or queued, that one replica is meant to have."""
-    upscale_delay_seconds: NonNegativeFloat = 30.0
-    """How long there must be more before a replica is added."""
-    downscale_delay_seconds: NonNegativeFloat = 600.0
-
-    @model_validator(mode="after")
-    def check(self) -> Self:
-        if self.max_replicas < self.min_replicas:
-            raise ValueError(f"max_replicas {self.max_replicas} is less than min_replicas {self.min_replicas}")
-        return self
 
 
 class SignalCache(Config):
@@ -73,9 +56,10 @@ class TeacherConfig(Config):
     num_replicas: PositiveInt | Autoscaling = 1
     num_cpus: NonNegativeFloat = 0.5
     """CPUs that a replica reserves in Ray."""
-    num_gpus: NonNegativeFloat = 0.0
+    num_gpus: NonNegativeFloat | None = None
+    """None: one where the cluster has GPUs for teachers, else none."""
     resources: dict[str, PositiveFloat] = {}
-    """Custom resources that a replica reserves, for example {teacher: 1}: nodes without them are left to students."""
+    """Custom resources that a replica reserves besides its role's, to keep it to certain nodes."""
     threads: PositiveInt | None = None
     """CPU threads of a replica; None leaves it to torch."""
     batch_tokens: PositiveInt | None = None

@@ -1,8 +1,7 @@
 """Attention over blocks (`wfray.diffusion.blocks`), registered with transformers under the name `blocks`.
 
-On a CPU each document goes through torch's own attention in parts: its clean blocks by themselves, then every noisy copy with the
-clean blocks before it; a part's mask is dense, of the document's own tokens. On a GPU the whole row is one flex_attention with a
-`BlockMask` built from the blocks themselves, tile by tile: [tokens, tokens] exists nowhere. Both masks come from `blocks.sees`.
+On a CPU a row goes part by part (`parts_attention`). On a GPU it is one flex_attention with a `BlockMask` built from the blocks themselves,
+tile by tile. [tokens, tokens] exists nowhere, and both masks come from `blocks.sees`.
 
 While decoding, the keys and values of finished blocks come from a cache instead (`wfray.diffusion.cache`).
 """
@@ -17,16 +16,15 @@ from torch.nn import functional as F
 from torch.nn.attention.flex_attention import BlockMask, flex_attention
 from transformers import AttentionInterface, PreTrainedModel
 
-from wfray.diffusion.blocks import CLEAN, NOWHERE, Blocks, sees, token_mask
+from wfray.diffusion.blocks import NOWHERE, Blocks, sees
+from wfray.diffusion.parts_attention import Part, PartsAttention, parts_of
+from wfray.student.attention import product_dtype
 from wfray.student.families import decoder_layers, family_of
 
 NAME = "blocks"
 TILE = 128
 """Tokens of a tile of flex_attention."""
 compiled_flex_attention = torch.compile(flex_attention, dynamic=True)
-
-Part = tuple[slice, Tensor, Tensor]
-"""Queries, keys (positions), which query sees which key."""
 
 
 class Attending(Protocol):
@@ -98,39 +96,18 @@ class RowOfBlocks:
             mixed = compiled_flex_attention(query_BHTD, key_BKTD, value_BKTD, block_mask=self.flex_mask, scale=scaling, enable_gqa=grouped)
             assert isinstance(mixed, Tensor)
             return mixed
-        mixed_parts = [attend_part(part, query_BHTD, key_BKTD, value_BKTD, scaling) for part in self.parts]
-        return torch.cat(mixed_parts, dim=2)
+        states = [state[0].to(product_dtype(query_BHTD)) for state in (query_BHTD, key_BKTD, value_BKTD)]
+        return PartsAttention.apply(*states, self.parts, scaling).transpose(0, 1)[None]
 
     @cached_property
     def parts(self) -> list[Part]:
-        """The row in parts, in order: see the module docstring."""
-        return [part for span in self.blocks.documents for part in document_parts(self.blocks, *span)]
+        """The row in parts."""
+        return parts_of(self.blocks)
 
     @cached_property
     def flex_mask(self) -> BlockMask:
         """The mask as flex_attention takes it."""
         return flex_block_mask(self.blocks)
-
-
-def document_parts(blocks: Blocks, start: int, end: int) -> list[Part]:
-    """The parts of one document, whose blocks are `start:end`."""
-    copies, lengths = torch.unique_consecutive(blocks.copy[start:end], return_counts=True)
-    num_clean = int(lengths[0]) if copies[0] == CLEAN else 0
-    parts, first = [], start
-    for copy, length in zip(copies.tolist(), lengths.tolist(), strict=True):
-        own = torch.arange(first, first + length)
-        seen = own if copy == CLEAN else torch.cat([torch.arange(start, start + num_clean), own])
-        keys = (seen[:, None] * blocks.size + torch.arange(blocks.size)).flatten()
-        parts.append((slice(first * blocks.size, (first + length) * blocks.size), keys, token_mask(blocks[own], blocks[seen])))
-        first += length
-    return parts
-
-
-def attend_part(part: Part, query_BHTD: Tensor, key_BKTD: Tensor, value_BKTD: Tensor, scaling: float) -> Tensor:
-    """The mixed values of a part's queries."""
-    queries, keys, mask = part
-    states = query_BHTD[:, :, queries], key_BKTD.index_select(2, keys), value_BKTD.index_select(2, keys)
-    return grouped_attention(*states, mask, scaling)
 
 
 def grouped_attention(query_BHTD: Tensor, key_BKLD: Tensor, value_BKLD: Tensor, mask: Tensor | None, scaling: float) -> Tensor:

@@ -28,8 +28,8 @@ class Sample(BaseModel):
     """Of the whole answer after its first token."""
 
 
-def ask(base_url: str, model: str, prompt: str, probes: Probes) -> Sample:
-    """Put one user message to a model and read the streamed answer.
+def ask(base_url: str, model: str, prompt: str, probes: Probes, key: str | None = None) -> Sample:
+    """Put one user message to a model and read the streamed answer; `key` is an API key, where the server wants one.
 
     Raises:
         ValueError: the server refuses the request.
@@ -44,7 +44,8 @@ def ask(base_url: str, model: str, prompt: str, probes: Probes) -> Sample:
         "stream_options": {"include_usage": True},
     }
     start = time.perf_counter()
-    with requests.post(f"{base_url}/v1/chat/completions", json=body, stream=True, timeout=TIMEOUT_SECONDS) as response:
+    headers = {} if key is None else {"authorization": f"Bearer {key}"}
+    with requests.post(f"{base_url}/v1/chat/completions", json=body, headers=headers, stream=True, timeout=TIMEOUT_SECONDS) as response:
         if response.status_code != 200:
             raise ValueError(f"{model} refused the prompt {prompt!r}: {response.text}")
         return read_stream(response, model, prompt, start)

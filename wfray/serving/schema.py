@@ -1,12 +1,19 @@
-"""Requests and answers of OpenAI's API, as far as the engines go; a field that is not here is refused, never ignored."""
+"""Requests of OpenAI's API, as far as the engines go; a field that is not here is refused, never ignored.
 
-from typing import Annotated, Any, Literal
+Fields that the engines cannot honour are taken with their neutral value alone, since some clients always send them.
+"""
 
-from pydantic import BaseModel, ConfigDict, Field, PositiveInt
+from typing import Annotated, Literal
 
-from wfray.serving.engine import Sampling
+from pydantic import BaseModel, ConfigDict, Field, NonNegativeInt, PositiveInt
+
+from wfray.serving.engine import Request, Sampling
 
 Stop = Annotated[str | list[str] | None, Field(union_mode="left_to_right")]
+Prompts = str | list[str] | list[int] | list[list[int]]
+MAX_LOGPROBS = 20
+MAX_CHOICES = 64
+"""Answers to one HTTP request: prompts times `n`."""
 
 
 class Strict(BaseModel):
@@ -27,6 +34,8 @@ class Message(Strict):
 
     role: Literal["system", "user", "assistant"]
     content: str | list[TextPart]
+    name: str | None = None
+    """Accepted for compatibility; chat templates know no names."""
 
     def plain(self) -> dict[str, str]:
         """Role and content, list form joined."""
@@ -44,81 +53,74 @@ class GenerationRequest(Strict):
     """What both kinds of completions share."""
 
     model: str
-    max_tokens: PositiveInt | None = None
     temperature: float = Field(1.0, ge=0, le=2)
     top_p: float = Field(1.0, gt=0, le=1)
-    seed: int | None = Field(None, ge=0, lt=2**32)
+    seed: int | None = Field(None, ge=0, lt=2**63)
     stop: Stop = None
     stream: bool = False
     stream_options: StreamOptions | None = None
-    n: Literal[1] = 1
+    n: int = Field(1, ge=1, le=MAX_CHOICES)
     user: str | None = None
     """Accepted for compatibility; nothing depends on it."""
+    presence_penalty: Literal[0] | None = None
+    frequency_penalty: Literal[0] | None = None
+    logit_bias: None = None
 
     @property
     def wants_usage(self) -> bool:
         """Whether a stream ends with the usage."""
         return self.stream_options is not None and self.stream_options.include_usage
 
-    @property
-    def budget(self) -> int | None:
-        """Most tokens of the answer; None: until the context is full."""
-        return self.max_tokens
-
-    def sampling(self) -> Sampling:
-        """The engine's view of this request."""
+    def sampling(self, max_tokens: int | None, choice: int) -> Sampling:
+        """The engine's view of one choice; those of one request have seeds that follow each other."""
         stop = (self.stop,) if isinstance(self.stop, str) else tuple(self.stop or ())
-        return Sampling(self.budget, self.temperature, self.top_p, self.seed, stop)
+        seed = None if self.seed is None else self.seed + choice
+        return Sampling(max_tokens=max_tokens, temperature=self.temperature, top_p=self.top_p, seed=seed, stop=stop)
 
 
 class ChatRequest(GenerationRequest):
     """POST /v1/chat/completions."""
 
     messages: list[Message] = Field(min_length=1)
+    max_tokens: PositiveInt | None = None
+    """None: until the context is full."""
     max_completion_tokens: PositiveInt | None = None
     """OpenAI's newer name of max_tokens."""
+    logprobs: bool | None = None
+    top_logprobs: int | None = Field(None, ge=0, le=MAX_LOGPROBS)
 
-    @property
-    def budget(self) -> int | None:
-        """Either name of it."""
-        return self.max_completion_tokens or self.max_tokens
+    def requests(self) -> list[Request]:
+        """One for each choice."""
+        prompt = [message.plain() for message in self.messages]
+        budget = self.max_completion_tokens or self.max_tokens
+        wanted = (self.top_logprobs or 0) if self.logprobs else None
+        return [Request(prompt=prompt, sampling=self.sampling(budget, choice), num_logprobs=wanted) for choice in range(self.n)]
 
 
 class CompletionRequest(GenerationRequest):
     """POST /v1/completions."""
 
-    prompt: str
-    max_tokens: PositiveInt | None = 16
-    """OpenAI's default."""
+    prompt: Prompts
+    """A text or token ids, or a list of either: each has choices of its own."""
+    max_tokens: NonNegativeInt | None = 16
+    """OpenAI's default; 0 with `echo` scores the prompt alone."""
+    logprobs: int | None = Field(None, ge=0, le=MAX_LOGPROBS)
+    echo: bool = False
+    suffix: None = None
+    best_of: Literal[1] | None = None
 
+    def prompts(self) -> list[str | list[int]]:
+        """One by one."""
+        if isinstance(self.prompt, str) or not self.prompt:
+            return [self.prompt or ""]  # type: ignore[list-item]
+        if isinstance(self.prompt[0], int):
+            return [self.prompt]
+        return list(self.prompt)
 
-class Usage(BaseModel):
-    """Tokens of a request."""
-
-    prompt_tokens: int
-    completion_tokens: int
-    total_tokens: int
-
-
-class Shape(BaseModel):
-    """How one kind of completion is laid out: the only difference between chat and plain ones."""
-
-    prefix: str
-    object: str
-    chunk_object: str
-    chat: bool
-
-    def choice(self, text: str, finish_reason: str | None) -> dict[str, Any]:
-        """The choice of a whole answer."""
-        content: dict[str, Any] = {"message": {"role": "assistant", "content": text}} if self.chat else {"text": text}
-        return {"index": 0, **content, "logprobs": None, "finish_reason": finish_reason}
-
-    def chunk_choice(self, text: str, finish_reason: str | None, first: bool) -> dict[str, Any]:
-        """The choice of one streamed piece."""
-        role = {"role": "assistant"} if first else {}
-        content: dict[str, Any] = {"delta": {**role, "content": text}} if self.chat else {"text": text}
-        return {"index": 0, **content, "logprobs": None, "finish_reason": finish_reason}
-
-
-CHAT = Shape(prefix="chatcmpl", object="chat.completion", chunk_object="chat.completion.chunk", chat=True)
-PLAIN = Shape(prefix="cmpl", object="text_completion", chunk_object="text_completion", chat=False)
+    def requests(self) -> list[Request]:
+        """One for each prompt and choice, the choices of a prompt together."""
+        return [
+            Request(prompt=prompt, sampling=self.sampling(self.max_tokens, choice), num_logprobs=self.logprobs, echo=self.echo)
+            for prompt in self.prompts()
+            for choice in range(self.n)
+        ]

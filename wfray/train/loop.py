@@ -59,6 +59,9 @@ class Trainer:
     """As the checkpoint has it from which the stage goes on."""
     forward: Forward = run_body
     """How the student is run on a packed batch."""
+    announced_losses: Callable[[], int] | None = None
+    """Asked by all workers after every step: how many of their machines are about to be taken away, as far as it is known. When the
+    number grows a checkpoint is written at once; training goes on until they are gone."""
 
     def __post_init__(self) -> None:
         train = self.config.train
@@ -68,6 +71,7 @@ class Trainer:
         self.early_stop: EarlyStop | None = None
         self.sums: dict[str, float] = {}
         self.ratios: dict[str, float] = {}
+        self.num_announced = 0
 
     def run(self, feed: Feed) -> None:
         """Train to the end of the feed or until early stopping ends the stage; the model then has the weights to be saved.
@@ -199,10 +203,19 @@ class Trainer:
         self.log(**row, progress=1.0 if "stopped" in figures else (step + 1) / num_steps)
 
     def _checkpoint(self, micro: MicroBatch) -> None:
-        """Begin a checkpoint at every interval; the end of the stage is saved as the student instead."""
+        """Begin a checkpoint at every interval, and before a machine is lost; the end of the stage is saved as the student instead."""
         self.checkpoints.check()
         done, train = micro.step + 1, self.config.train
-        if done % (train.checkpoint_every_tokens // train.batch_tokens) == 0 and done < self.config.num_steps:
+        is_urgent = self._is_urgent()
+        is_due = done % (train.checkpoint_every_tokens // train.batch_tokens) == 0
+        if (is_due or is_urgent) and done < self.config.num_steps:
             self.state.random = self.collective.gather(RandomState.capture())
             progress = Progress(step=done, tokens=done * train.batch_tokens, cursor=micro.cursor, state=self.state.model_copy(deep=True))
             self.checkpoints.save(self.model, self.optimizer, progress)
+            if is_urgent:
+                self.checkpoints.finish()
+
+    def _is_urgent(self) -> bool:
+        """Whether the loss of another machine has been announced."""
+        before, self.num_announced = self.num_announced, self.announced_losses() if self.announced_losses else 0
+        return self.num_announced > before

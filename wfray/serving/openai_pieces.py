@@ -1,0 +1,66 @@
+"""Between our requests and pieces and the bodies of another OpenAI-compatible server."""
+
+from typing import Any
+
+from wfray.serving.engine import Counts, FinishReason, Piece, Request, Scored, TokenScore
+from wfray.serving.servers import SERVED_AS
+
+Json = dict[str, Any]
+
+
+def body_of(request: Request) -> tuple[str, Json]:
+    """The path and body that ask a server for an answer; one that repeats its prompt is not streamed."""
+    sampling = request.sampling
+    options: Json = {"max_tokens": sampling.max_tokens, "temperature": sampling.temperature, "top_p": sampling.top_p, "seed": sampling.seed}
+    options |= {"model": SERVED_AS, "stop": list(sampling.stop) or None, "stream": not request.echo}
+    if not request.echo:
+        options["stream_options"] = {"include_usage": True}
+    wanted = request.num_logprobs
+    if isinstance(request.prompt, list) and request.prompt and isinstance(request.prompt[0], dict):
+        options |= {"messages": request.prompt, "logprobs": None if wanted is None else True, "top_logprobs": wanted}
+        return "/v1/chat/completions", given(options)
+    return "/v1/completions", given(options | {"prompt": request.prompt, "logprobs": wanted, "echo": request.echo or None})
+
+
+def given(options: Json) -> Json:
+    """Without those that are None."""
+    return {name: value for name, value in options.items() if value is not None}
+
+
+def piece_of(choice: Json) -> Piece:
+    """A choice of either kind, whole or streamed."""
+    text = (choice.get("delta") or choice.get("message") or {}).get("content") if "text" not in choice else choice["text"]
+    given_reason, scores = choice.get("finish_reason"), scores_of(choice.get("logprobs") or {})
+    reason: FinishReason | None = None if given_reason is None else "length" if given_reason == "length" else "stop"
+    return Piece(text=text or "", num_tokens=1 if text else 0, scores=scores, finish_reason=reason)
+
+
+def scores_of(logprobs: Json) -> list[TokenScore]:
+    """Scores in either of OpenAI's layouts."""
+    if "content" in logprobs:
+        tokens = logprobs["content"] or []
+        return [TokenScore(**scored(token), top=[Scored(**scored(other)) for other in token["top_logprobs"]]) for token in tokens]
+    tops = logprobs.get("top_logprobs") or [None] * len(logprobs.get("tokens", []))
+    found = zip(logprobs.get("tokens", []), logprobs.get("token_logprobs", []), tops, strict=True)
+    return [TokenScore(**named(token), logprob=logprob, top=best_first(top)) for token, logprob, top in found]
+
+
+def best_first(top: dict[str, float] | None) -> list[Scored]:
+    """The likeliest tokens of a position."""
+    return [Scored(**named(token), logprob=logprob) for token, logprob in sorted((top or {}).items(), key=lambda item: -item[1])]
+
+
+def scored(token: Json) -> Json:
+    """A token of the chat layout."""
+    return {**named(token["token"]), "bytes": token.get("bytes") or list(token["token"].encode()), "logprob": token["logprob"]}
+
+
+def named(token: str) -> Json:
+    """Its text and bytes."""
+    return {"token": token, "bytes": list(token.encode())}
+
+
+def counts_of(usage: Json) -> Counts:
+    """OpenAI's token counts."""
+    cached = (usage.get("prompt_tokens_details") or {}).get("cached_tokens") or 0
+    return Counts(prompt=usage["prompt_tokens"], completion=usage.get("completion_tokens") or 0, cached=cached)

@@ -1,0 +1,116 @@
+"""The transformers engine: a Hugging Face directory, on a GPU where there is one.
+
+Each answer has a key-value cache of its own and the answers take turns, one pass a token. What it cannot do: several answers in one pass,
+reuse of common beginnings, so that it is for models that no other engine knows, and for comparison.
+"""
+
+from collections import deque
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from transformers import AutoModelForCausalLM, DynamicCache
+
+from wfray.data.tokenizer import load_directory_tokenizer
+from wfray.quant.precision import DTYPES, resolved
+from wfray.serving.answer import Answer
+from wfray.serving.engine import Chat, Piece, Request, join
+from wfray.serving.token_bytes import all_token_bytes
+
+
+@dataclass
+class Job:
+    """An answer in the making and what is computed of it."""
+
+    answer: Answer
+    cache: DynamicCache
+
+
+class TransformersEngine:
+    """See the module docstring; implements `Engine`."""
+
+    def __init__(self, file: Path | str, context: int, slots: int, threads: int) -> None:
+        """Load the directory `file`.
+
+        Raises:
+            ValueError: it holds no model that transformers knows, or one for a shorter context.
+        """
+        torch.set_num_threads(threads)
+        self.device = "cuda" if torch.cuda.is_available() else "cpu"
+        self.tokenizer = load_directory_tokenizer(Path(file))
+        try:
+            self.model = AutoModelForCausalLM.from_pretrained(file, dtype=DTYPES[resolved("auto")]).eval().to(self.device)
+        except (OSError, KeyError) as error:
+            raise ValueError(f"transformers cannot load {str(file)!r}: {error}") from None
+        trained = self.model.config.max_position_embeddings
+        if context > trained:
+            raise ValueError(f"context {context} of {str(file)!r} exceeds the {trained} positions that the model was trained for")
+        self.context, self.slots = context, slots
+        self.token_bytes = all_token_bytes(self.tokenizer, self.model.config.vocab_size)
+        ends = self.model.generation_config.eos_token_id
+        self.ends = set(ends if isinstance(ends, list) else [ends]) | {self.tokenizer.eos_token_id}
+        self.jobs: dict[int, Job] = {}
+        self.waiting: deque[tuple[int, Answer]] = deque()
+
+    @property
+    def busy(self) -> bool:
+        """See `Engine.busy`."""
+        return bool(self.jobs or self.waiting)
+
+    def add(self, number: int, request: Request) -> None:
+        """See `Engine.add`."""
+        prompt = self.tokens_of(request.prompt)
+        self.waiting.append((number, Answer(request, prompt, self.context, self.token_bytes.__getitem__)))
+
+    def drop(self, number: int) -> None:
+        """See `Engine.drop`."""
+        self.jobs.pop(number, None)
+        self.waiting = deque(item for item in self.waiting if item[0] != number)
+
+    def tokens_of(self, prompt: str | list[int] | Chat) -> list[int]:
+        """A prompt as token ids; an empty one is the token that begins or ends a text."""
+        if isinstance(prompt, str):
+            tokens = self.tokenizer(prompt)["input_ids"]
+        elif prompt and isinstance(prompt[0], dict):
+            if self.tokenizer.chat_template is None:
+                raise ValueError("this model has no chat template: use /v1/completions")
+            tokens = self.tokenizer.apply_chat_template(prompt, add_generation_prompt=True, return_dict=False)
+        else:
+            tokens = prompt
+        if wrong := [token for token in tokens if not 0 <= token < len(self.token_bytes)]:
+            raise ValueError(f"token id {wrong[0]} is not in the vocabulary of {len(self.token_bytes)}")
+        return tokens or [self.tokenizer.bos_token_id if self.tokenizer.bos_token_id is not None else self.tokenizer.eos_token_id]
+
+    @torch.inference_mode()
+    def step(self) -> list[tuple[int, Piece]]:
+        """See `Engine.step`."""
+        while self.waiting and len(self.jobs) < self.slots:
+            number, answer = self.waiting.popleft()
+            self.jobs[number] = Job(answer, DynamicCache())
+        pieces = []
+        for number, job in list(self.jobs.items()):
+            if piece := self.advance(job):
+                pieces.append((number, piece))
+                if piece.finish_reason:
+                    del self.jobs[number]
+        return pieces
+
+    def advance(self, job: Job) -> Piece | None:
+        """One pass: the whole prompt first, then the token chosen last."""
+        answer = job.answer
+        pending = answer.tokens[-1:] or answer.prompt
+        ids_1T = torch.tensor([pending], device=self.device)
+        keep = len(pending) if answer.scores_prompt and not answer.tokens else 1
+        logits_TV = self.model(ids_1T, past_key_values=job.cache, use_cache=True, logits_to_keep=keep).logits[0].float().cpu().numpy()
+        echo = None
+        if not answer.tokens:
+            if answer.scores_prompt:
+                answer.read_prompt(0, list(logits_TV))
+            echo = answer.echo()
+            if echo is not None and echo.finish_reason:
+                return echo
+        return join(echo, answer.take(logits_TV[-1], self.ends.__contains__))
+
+    def close(self) -> None:
+        """See `Engine.close`."""
+        del self.model
