@@ -6,9 +6,10 @@ from typing import Any
 
 from transformers import AutoTokenizer
 
-from wfray.config.export import GGUF, ExportConfig, Format, HuggingFace
+from wfray.config.export import GGUF, ExportConfig, Format
 from wfray.export.formats import open_engine, write_format
 from wfray.export.heldout import heldout_sequences
+from wfray.export.llama_cpp_run import LlamaCppRun
 from wfray.export.original import write_original
 from wfray.export.parity import measure_parity
 from wfray.export.speed import measure_speed
@@ -34,8 +35,8 @@ class Exporter:
         """Compare tokenizer and predictions on held-out text; a miss is a `ValueError`."""
         bounds = self.config.parity
         sequences = heldout_sequences(corpus, bounds.sequences, bounds.max_tokens)
-        tokenized = {} if isinstance(wanted, HuggingFace) else {"num_tokens_tokenized": check_texts(student, target, sequences)}
         with open_engine(student, target, wanted, max(map(len, sequences)), self.config.threads) as engine:
+            tokenized = {"num_tokens_tokenized": check_texts(student, engine.path, sequences)} if isinstance(engine, LlamaCppRun) else {}
             parity = measure_parity(student, engine, sequences, self.config.threads)
         parity.check(bounds, wanted.path)
         return {**asdict(parity), **tokenized}

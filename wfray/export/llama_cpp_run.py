@@ -35,6 +35,7 @@ class LlamaCppRun:
             ValueError: llama.cpp cannot load it.
         """
         set_verbose(False)
+        self.path = path
         self.embedding_type: str = embedding_type
         self.rounding, self.head_rounding = ROUNDINGS[linear_type], ROUNDINGS[embedding_type]
         self.model = LlamaModel(path_model=str(path), params=llama_cpp.llama_model_default_params(), verbose=False)

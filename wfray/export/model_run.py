@@ -22,9 +22,9 @@ class ModelRun:
     head_rounding: Rounding = staticmethod(exact)
     embedding_type = "F32"
 
-    def __init__(self, model: PreTrainedModel, logits: Callable[[PreTrainedModel, list[int]], Tensor]) -> None:
-        """Watch `model`, of which `logits` gives the logits [T, V] of one sequence."""
-        self.model, self.logits = model, logits
+    def __init__(self, model: PreTrainedModel, logits: Callable[[list[int]], Tensor]) -> None:
+        """Watch `model`, whose logits [T, V] of one sequence `logits` gives."""
+        self.logits = logits
         self.inputs: dict[str, Tensor] = {}
         for index, layer in enumerate(decoder_layers_of(model)):
             for name, module in layer.named_modules():
@@ -47,12 +47,12 @@ class ModelRun:
     def run(self, input_ids: list[int]) -> Seen:
         """Evaluate one sequence; see `Engine`. What transformers compiles is run as it is, which computes the same."""
         with torch.compiler.set_stance("force_eager"):
-            logits_TV = self.logits(self.model, input_ids)
+            logits_TV = self.logits(input_ids)
         return Seen(logits_TV, {**self.inputs, HEAD: torch.zeros(len(input_ids), 0)})
 
     def close(self) -> None:
         """Let go of the model."""
-        del self.model
+        del self.logits
 
 
 def decoder_layers_of(model: PreTrainedModel) -> list[nn.Module]:
@@ -63,8 +63,9 @@ def decoder_layers_of(model: PreTrainedModel) -> list[nn.Module]:
 def open_directory(target: Path, wanted: HuggingFace) -> ModelRun:
     """The engine of an exported directory, float32. The code that it may hold is what this project has just written there."""
     if wanted.form == "latent":
-        return ModelRun(load_student(target / "student"), training_logits)
+        student = load_student(target / "student")
+        return ModelRun(student, lambda input_ids: training_logits(student, [input_ids]))
     own = (target / "modeling_wrinklefree.py").exists()
     with torch.compiler.set_stance("force_eager"):
         model = AutoModelForCausalLM.from_pretrained(target, dtype=torch.float32, trust_remote_code=own).eval()
-    return ModelRun(model, lambda model, input_ids: model(torch.tensor([input_ids])).logits[0])
+    return ModelRun(model, lambda input_ids: model(torch.tensor([input_ids])).logits[0])

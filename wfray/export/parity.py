@@ -7,6 +7,7 @@ whole gap to the training model, which is the doing of the engine and of that pr
 """
 
 import math
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -19,6 +20,9 @@ from wfray.export.engine import Engine
 from wfray.export.reference import Reference, training_logits
 from wfray.quant import hold_codes
 from wfray.student import load_student
+
+BATCH_TOKENS = 256
+"""Of one forward pass, whose logits are a float for each token and word of the vocabulary."""
 
 
 @dataclass(frozen=True)
@@ -57,7 +61,7 @@ def measure_parity(student: Path, engine: Engine, sequences: list[list[int]], th
     torch.set_num_threads(threads)
     trained, reference = load_student(student), Reference(load_student(student), engine)
     hold_codes(trained)
-    rows = torch.cat([compare(trained, reference, engine, sequence) for sequence in sequences])
+    rows = torch.cat([compare(trained, reference, engine, batch) for batch in batches(sequences)])
     mean, largest = rows.nanmean(0).tolist(), rows.nan_to_num().amax(0).tolist()
     return MeasuredParity(
         num_sequences=len(sequences),
@@ -74,15 +78,27 @@ def measure_parity(student: Path, engine: Engine, sequences: list[list[int]], th
 
 
 @torch.no_grad()
-def compare(trained: PreTrainedModel, reference: Reference, engine: Engine, input_ids: list[int]) -> Tensor:
-    """One sequence: at each position agreement (0 or 1) and KL of the file with the reference, the same with the training model, and the
-    training model's and the file's negative log-likelihood of the next token (NaN for the last), [T, 6]."""
-    seen = engine.run(input_ids)
-    file_TV = torch.log_softmax(seen.logits_TV, dim=-1)
-    rounded_TV = torch.log_softmax(reference.logits(input_ids, seen), dim=-1)
-    trained_TV = torch.log_softmax(training_logits(trained, input_ids), dim=-1)
-    columns = [*distance(rounded_TV, file_TV), *distance(trained_TV, file_TV)]
-    return torch.stack([*columns, loss(trained_TV, input_ids), loss(file_TV, input_ids)], dim=1)
+def compare(trained: PreTrainedModel, reference: Reference, engine: Engine, sequences: list[list[int]]) -> Tensor:
+    """Some sequences: at each position agreement (0 or 1) and KL of the file with the reference, the same with the training model, and
+    the training model's and the file's negative log-likelihood of the next token (NaN for the last of each), [T, 6]."""
+    seen = [engine.run(sequence) for sequence in sequences]
+    file_TV = torch.log_softmax(torch.cat([each.logits_TV for each in seen]), dim=-1)
+    trained_TV = torch.log_softmax(training_logits(trained, sequences), dim=-1)
+    columns = [*distance(trained_TV, file_TV), loss(trained_TV, sequences), loss(file_TV, sequences)]
+    del trained_TV
+    rounded_TV = torch.log_softmax(reference.logits(sequences, seen), dim=-1)
+    return torch.stack([*distance(rounded_TV, file_TV), *columns], dim=1)
+
+
+def batches(sequences: list[list[int]]) -> Iterator[list[list[int]]]:
+    """The sequences in order, as many at once as make up to `BATCH_TOKENS`, one at least."""
+    batch: list[list[int]] = []
+    for sequence in sequences:
+        if batch and sum(map(len, batch)) + len(sequence) > BATCH_TOKENS:
+            yield batch
+            batch = []
+        batch.append(sequence)
+    yield batch
 
 
 def distance(reference_TV: Tensor, other_TV: Tensor) -> tuple[Tensor, Tensor]:
@@ -91,8 +107,8 @@ def distance(reference_TV: Tensor, other_TV: Tensor) -> tuple[Tensor, Tensor]:
     return agreement, (reference_TV.exp() * (reference_TV - other_TV)).sum(-1, dtype=torch.float64)
 
 
-def loss(log_probs_TV: Tensor, input_ids: list[int]) -> Tensor:
-    """Negative log-likelihood of the next token [T], NaN at the last position."""
-    next_ids = torch.tensor(input_ids[1:])[:, None]
-    last = torch.full((1,), math.nan, dtype=torch.float64)
-    return torch.cat([-log_probs_TV[:-1].gather(1, next_ids)[:, 0].double(), last])
+def loss(log_probs_TV: Tensor, sequences: list[list[int]]) -> Tensor:
+    """Negative log-likelihood of the next token [T], NaN at the last position of each sequence."""
+    next_ids = torch.tensor([token for sequence in sequences for token in [*sequence[1:], -1]])[:, None]
+    losses = -log_probs_TV.gather(1, next_ids.clamp_min(0))[:, 0].double()
+    return losses.masked_fill(next_ids[:, 0] < 0, math.nan)

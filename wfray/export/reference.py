@@ -37,8 +37,8 @@ class Reference:
     def __init__(self, student: PreTrainedModel, engine: Engine) -> None:
         """Take over `student`, whose BitLinear layers are replaced."""
         self.model, self.head_rounding = student, engine.head_rounding
-        for embedding in {student.get_input_embeddings(), student.get_output_embeddings()}:
-            embedding.weight.data = as_stored(embedding.weight.data, engine.embedding_type)
+        for weight in {student.get_input_embeddings().weight, student.get_output_embeddings().weight}:
+            weight.data = as_stored(weight.data, engine.embedding_type)
         self.layers: dict[str, RoundedLinear] = {}
         for index, layer in enumerate(decoder_layers(student)):
             for parent, name in projections(layer, family_of(student.config)):
@@ -46,13 +46,13 @@ class Reference:
                 setattr(parent, name, rounded)
                 self.layers[f"{index}.{name}"] = rounded
 
-    def logits(self, input_ids: list[int], seen: Seen) -> Tensor:
-        """Logits [T, V] of one sequence, roundings decided as the engine decided them where that is valid here."""
+    def logits(self, sequences: list[list[int]], seen: list[Seen]) -> Tensor:
+        """Logits [T, V] of some sequences in a row, roundings decided as the engine decided them where that is valid here."""
         for key, layer in self.layers.items():
-            layer.seen_TC = seen.inputs[key][:, : layer.codes_DC.shape[1]]
-        hidden_TC = hidden_states(self.model, one_document(input_ids))[0]
-        rounded_TC = self.head_rounding(hidden_TC, seen.inputs[HEAD][:, : hidden_TC.shape[1]])
-        return rounded_TC @ lm_head_weight(self.model).T
+            layer.seen_TC = torch.cat([each.inputs[key][:, : layer.codes_DC.shape[1]] for each in seen])
+        hidden_TC = hidden_states(self.model, documents(sequences))[0]
+        seen_TC = torch.cat([each.inputs[HEAD][:, : hidden_TC.shape[1]] for each in seen])
+        return self.head_rounding(hidden_TC, seen_TC) @ lm_head_weight(self.model).T
 
 
 def as_stored(weight_VC: Tensor, stored: str) -> Tensor:
@@ -65,12 +65,16 @@ def as_stored(weight_VC: Tensor, stored: str) -> Tensor:
     return torch.from_numpy(dequantize(quantize_rows(padded_VC, kind), kind))[:, : weight_VC.shape[1]].contiguous()
 
 
-def training_logits(model: PreTrainedModel, input_ids: list[int]) -> Tensor:
-    """A model's logits [T, V] of one document."""
-    return hidden_states(model, one_document(input_ids))[0] @ lm_head_weight(model).T
+def training_logits(model: PreTrainedModel, sequences: list[list[int]]) -> Tensor:
+    """A model's logits [T, V] of some sequences in a row."""
+    return hidden_states(model, documents(sequences))[0] @ lm_head_weight(model).T
 
 
-def one_document(input_ids: list[int]) -> dict[str, Tensor]:
-    """A batch of one row that is one document."""
-    ids_1T = torch.tensor([input_ids])
-    return {"input_ids": ids_1T, "position_ids": torch.arange(len(input_ids))[None], "segment_ids": torch.ones_like(ids_1T)}
+def documents(sequences: list[list[int]]) -> dict[str, Tensor]:
+    """A batch of one row, in which each sequence is a document."""
+    lengths = [len(sequence) for sequence in sequences]
+    return {
+        "input_ids": torch.tensor([[token for sequence in sequences for token in sequence]]),
+        "position_ids": torch.cat([torch.arange(length) for length in lengths])[None],
+        "segment_ids": torch.arange(1, len(lengths) + 1).repeat_interleave(torch.tensor(lengths))[None],
+    }

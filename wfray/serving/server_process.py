@@ -86,6 +86,8 @@ class ServerProcess:
                     async for piece in pieces:
                         yield piece
         except aiohttp.ClientError as error:
+            # Where the server is dying, its end is to be known before anybody asks again.
+            await asyncio.wait([self.ended], timeout=2 * POLL_SECONDS)
             raise EngineLost(f"the server died while it made this answer ({type(error).__name__})") from None
 
     def silent_seconds(self) -> float:

@@ -14,6 +14,7 @@ from wfray.serving.backend import EngineLost, Pieces
 from wfray.serving.engine import Request
 
 CHECK_SECONDS = 1.0
+WAIT_SECONDS = 0.02
 MAX_FAILED_STARTS = 5
 
 
@@ -58,8 +59,8 @@ class SupervisedBackend:
 
     async def generate(self, request: Request) -> Pieces:
         """See `Backend.generate`."""
-        await self.alive.wait()
-        async with aclosing(self.life.generate(request)) as pieces:
+        life = await self._living()
+        async with aclosing(life.generate(request)) as pieces:
             async for piece in pieces:
                 yield piece
 
@@ -72,6 +73,14 @@ class SupervisedBackend:
         """See `Backend.close`."""
         self.supervising.cancel()
         await self.life.close()
+
+    async def _living(self) -> Life:
+        """The process, once there is one; also where it has ended and its end has not been dealt with yet."""
+        while not self.alive.is_set() or self.life.ended.done():
+            if self.trouble:
+                raise EngineLost(self.trouble)
+            await asyncio.sleep(WAIT_SECONDS)
+        return self.life
 
     async def _supervise(self) -> None:
         while True:

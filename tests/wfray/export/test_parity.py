@@ -190,7 +190,7 @@ def test_the_original_computes_the_same_as_a_llama_file(small, tmp_path, sequenc
     with opened(tmp_path / "original.gguf") as engine:
         for sequence in sequences:
             with torch.no_grad():
-                expected = reference.training_logits(model, sequence)
+                expected = reference.training_logits(model, [sequence])
             assert torch.allclose(torch.from_numpy(logits_of(engine, sequence)), expected, atol=0.02)
 
 

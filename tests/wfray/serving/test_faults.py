@@ -26,8 +26,8 @@ async def wait_for_tokens(served: Served, num_inside: int) -> None:
 
 def test_an_engine_killed_under_load_is_back_in_seconds_and_whole_answers_are_made_again(replica):
     async def scenario(served: Served):
-        alone = (await served.complete(max_tokens=60)).json()["choices"][0]["text"]
-        asked = [asyncio.create_task(served.complete(max_tokens=60)) for _ in range(8)]
+        alone = (await served.complete(max_tokens=30)).json()["choices"][0]["text"]
+        asked = [asyncio.create_task(served.complete(max_tokens=30)) for _ in range(8)]
         await wait_for_tokens(served, 8)
         first = process_of(served)
         os.kill(first, signal.SIGKILL)
@@ -102,6 +102,7 @@ def test_an_answer_that_nobody_reads_any_more_frees_its_slot(replica):
     assert num_left == 0 and seconds < 5
 
 
+@pytest.mark.slow
 def test_a_model_is_replaced_without_dropping_a_request(model_file):
     async def scenario(served: Served):
         first, statuses = process_of(served), []
