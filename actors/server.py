@@ -11,6 +11,7 @@ import asyncio
 from pathlib import Path
 from typing import Any
 
+import ray
 from fastapi import FastAPI
 from ray import serve
 from ray.serve.schema import ApplicationStatus
@@ -72,6 +73,8 @@ def deploy(config: ServeConfig, files: dict[str, Path]) -> str:
         graceful_shutdown_timeout_s=config.drain_seconds,
         logging_config={"enable_access_log": False},
     )(Server)
+    # Serve gives every deployment a version of its own, upon which it replaces all replicas; with equal ones it calls `reconfigure`.
+    deployment._version = code_version()
     target = serve.RunTarget(deployment.bind(vars(access)), name=config.application, route_prefix=f"/{config.application}")
     serve.run_many([target], wait_for_applications_running=False)
     wait_until_running(config.application, config.start_timeout_seconds)
@@ -84,6 +87,11 @@ async def try_all(hosting: Hosting) -> None:
         backend = make_backend(model, Path(hosting.files[model.name]), hosting.config)
         await backend.start()
         await backend.close()
+
+
+def code_version() -> str:
+    """Changes with the code that replicas run: the working directory that this job was submitted with."""
+    return f"code of {ray.get_runtime_context().runtime_env.get('working_dir')}"
 
 
 def version(file: Path) -> str:

@@ -23,8 +23,8 @@ def finished_student(config: PretrainedConfig, student: Path, purpose: str, plac
     described = student_description(config, student)
     if "diffusion" in described:
         raise ValueError(
-            f"{purpose}: {str(student)!r} writes a block at a time, but every engine of this format would run it token by token; serve "
-            "it with engine: diffusion, or export the student that it was made from"
+            f"{purpose}: {str(student)!r} writes a block at a time, but every engine of this format would run it token by token; "
+            "serve it with engine: diffusion, or export the student that it was made from"
         )
     strength, placement = described["quantization_lambda"], described["subln"]["placement"]
     if strength == 0.0:

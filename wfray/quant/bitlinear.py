@@ -93,7 +93,7 @@ class BitLinear(nn.Module):
         Args:
             quantized: codes and scale, where they were computed elsewhere.
         """
-        self._held = None if self.is_plain else quantized or quantize_weight(self.weight)
+        self._held = quantized or quantize_weight(self.weight)
 
     def release_codes(self) -> None:
         """Go back to codes of the current latent weight."""

@@ -18,6 +18,9 @@ from wfray.config.serve import ServedModel
 SERVED_AS = "model"
 """The name under which the server behind the replica knows its model."""
 
+SGLANG_ON_CPU = ["--device", "cpu", "--attention-backend", "torch_native", "--sampling-backend", "pytorch", "--mem-fraction-static", "0.3"]
+SGLANG_ON_CPU += ["--disable-overlap-schedule", "--disable-radix-cache", "--disable-cuda-graph"]
+
 
 @dataclass(frozen=True)
 class ServerLaunch:
@@ -28,10 +31,16 @@ class ServerLaunch:
     environment: dict[str, str] = field(default_factory=dict)
 
 
+def on_cpu() -> bool:
+    """Whether there is no NVIDIA driver; asking torch would load it into the replica."""
+    return not Path("/dev/nvidiactl").exists()
+
+
 def vllm(model: ServedModel, file: Path) -> ServerLaunch:
     """vLLM's OpenAI server; whole prompts in one pass, since seeds and chunked prefill together end its engine on CPUs."""
     command = [str(model.python), "-m", "vllm.entrypoints.openai.api_server", "--model", str(file), "--served-model-name", SERVED_AS]
     command += ["--host", "127.0.0.1", "--max-model-len", str(model.context), "--max-num-seqs", str(model.slots)]
+    command += ["--enforce-eager"] if on_cpu() else []
     command += ["--max-num-batched-tokens", str(max(model.context, model.slots)), "--no-enable-chunked-prefill", "--max-logprobs", "20"]
     threads = f"0-{model.threads - 1}" if model.threads > 1 else "0"
     environment = {"VLLM_CPU_OMP_THREADS_BIND": threads, "VLLM_CPU_KVCACHE_SPACE": "2", "VLLM_NO_USAGE_STATS": "1", "DO_NOT_TRACK": "1"}
@@ -42,8 +51,9 @@ def sglang(model: ServedModel, file: Path) -> ServerLaunch:
     """SGLang's server."""
     command = [str(model.python), "-m", "sglang.launch_server", "--model-path", str(file), "--served-model-name", SERVED_AS]
     command += ["--host", "127.0.0.1", "--context-length", str(model.context), "--max-running-requests", str(model.slots)]
-    command += ["--skip-server-warmup", *model.engine_arguments]
-    return ServerLaunch(command, {"HF_HUB_OFFLINE": "1", "OMP_NUM_THREADS": str(model.threads)})
+    command += ["--skip-server-warmup", *(SGLANG_ON_CPU if on_cpu() else []), *model.engine_arguments]
+    environment = {"SGLANG_USE_CPU_ENGINE": "1"} if on_cpu() else {}
+    return ServerLaunch(command, {**environment, "HF_HUB_OFFLINE": "1", "OMP_NUM_THREADS": str(model.threads)})
 
 
 def bitnet_cpp(model: ServedModel, file: Path) -> ServerLaunch:
