@@ -58,7 +58,7 @@ $(ENGINES)/%/.installed: configs/engines/%/requirements.txt configs/engines/%/ov
 
 $(ENGINES)/sglang/.shims: $(ENGINES)/sglang/.installed $(wildcard configs/engines/sglang/*.p* configs/engines/sglang/sgl_kernel/*)
 	$(BIN)/uv pip install --quiet --python $(@D)/bin/python --no-deps torchvision==0.28.0
-	cp -r configs/engines/sglang/torchvision_on_cpu.* engines/sglang/sgl_kernel $(@D)/lib/python*/site-packages/
+	cp -r configs/engines/sglang/torchvision_on_cpu.* configs/engines/sglang/sgl_kernel $(@D)/lib/python*/site-packages/
 	touch $@
 
 engines: $(ENGINES)/vllm/.installed $(ENGINES)/sglang/.shims ## set up vllm and sglang on this CPU and test them as teachers
