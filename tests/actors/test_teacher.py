@@ -269,8 +269,8 @@ class Reader(threading.Thread):
 
 def test_two_students_have_equal_shares_however_much_they_ask_for(place: Place) -> None:
     request = SignalRequest(wires=["logits", "topk", "sampled"], num_ids=20)
-    greedy = Reader(client(request, "greedy", in_flight=8), batch(4, 128))
-    modest = Reader(client(request, "modest", in_flight=3), batch(6, 128))
+    greedy = Reader(client(request, "greedy", in_flight=8), batch(16, 128))
+    modest = Reader(client(request, "modest", in_flight=4), batch(24, 128))
     for reader in (greedy, modest):
         reader.start()
     wait_for(lambda: len(greedy.digests) > 4 and len(modest.digests) > 4)

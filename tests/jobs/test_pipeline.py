@@ -18,7 +18,7 @@ import yaml
 
 from wfray.runs import Manifest, read_metrics, stage_manifests
 
-pytestmark = [pytest.mark.ray, pytest.mark.timeout(600)]
+pytestmark = [pytest.mark.ray, pytest.mark.timeout(1800)]
 
 ROOT = Path(__file__).parents[2]
 STAGES = ["pack", "convert", "align", "pretrain", "distill", "export", "evaluate", "serve"]
@@ -50,7 +50,7 @@ def start(path: Path, *arguments: str) -> subprocess.Popen[str]:
 def finish(process: subprocess.Popen[str]) -> str:
     """Wait for its end; its output."""
     try:
-        output, _ = process.communicate(timeout=500)
+        output, _ = process.communicate(timeout=1200)
     finally:
         process.terminate()
     assert process.returncode == 0, output
@@ -160,7 +160,7 @@ def interrupt(process: subprocess.Popen[str], number: signal.Signals) -> None:
     """A signal ends the pipeline in order: its message, and no process left."""
     processes = family(process)
     process.send_signal(number)
-    output, _ = process.communicate(timeout=60)
+    output, _ = process.communicate(timeout=300)
     assert process.returncode == 130 and output.endswith("error: interrupted; the same command goes on from here\n"), output
     assert not still_alive(processes)
 

