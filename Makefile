@@ -51,14 +51,14 @@ test-slow: install ## the long ones: what dies under load and goes on, whole clu
 # Engines of the teacher, each in an environment of its own: their pins fit neither each other nor the project.
 ENGINES ?= $(HOME)/.cache/wfray/engines
 
-$(ENGINES)/%/.installed: engines/%/requirements.txt engines/%/overrides.txt | install
+$(ENGINES)/%/.installed: configs/engines/%/requirements.txt configs/engines/%/overrides.txt | install
 	$(BIN)/uv venv --quiet --clear --python $(BIN)/python $(@D)
-	$(BIN)/uv pip install --quiet --python $(@D)/bin/python --override engines/$*/overrides.txt -r engines/$*/requirements.txt
+	$(BIN)/uv pip install --quiet --python $(@D)/bin/python --override configs/engines/$*/overrides.txt -r configs/engines/$*/requirements.txt
 	touch $@
 
-$(ENGINES)/sglang/.shims: $(ENGINES)/sglang/.installed $(wildcard engines/sglang/*.p* engines/sglang/sgl_kernel/*)
+$(ENGINES)/sglang/.shims: $(ENGINES)/sglang/.installed $(wildcard configs/engines/sglang/*.p* configs/engines/sglang/sgl_kernel/*)
 	$(BIN)/uv pip install --quiet --python $(@D)/bin/python --no-deps torchvision==0.28.0
-	cp -r engines/sglang/torchvision_on_cpu.* engines/sglang/sgl_kernel $(@D)/lib/python*/site-packages/
+	cp -r configs/engines/sglang/torchvision_on_cpu.* configs/engines/sglang/sgl_kernel $(@D)/lib/python*/site-packages/
 	touch $@
 
 engines: $(ENGINES)/vllm/.installed $(ENGINES)/sglang/.shims ## set up vllm and sglang on this CPU and test them as teachers

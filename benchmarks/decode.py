@@ -17,7 +17,8 @@ import numpy as np
 from llama_cpp import Llama
 
 from benchmarks.harness import interleave, medians, report
-from benchmarks.ternary_files import OTHERS, TERNARY, write_originals, write_students
+from benchmarks.ternary_files import TERNARY, write_originals, write_students
+from wfray.config.export import I2S
 from wfray.export.llama_cpp import open_model
 
 PROMPT, DECODED, THREADS = 256, 64, 2
@@ -56,23 +57,39 @@ def tokens_per_second(files: dict[str, Path], work: Callable[[Llama, list[int]],
     return {name: round(num_tokens / value, 1) for name, value in seconds.items()}
 
 
-def in_bitnet_cpp(file: Path) -> dict[str, float]:
-    """Prefill and decoding speed of the I2_S file in bitnet.cpp, where its folder is configured."""
+def in_bitnet_cpp(directory: Path) -> dict[str, float]:
+    """Prefill and decoding speed of an I2_S file, written into `directory`, in bitnet.cpp, where its folder is configured."""
     if (folder := os.environ.get("WFRAY_BITNET_CPP")) is None:
         return {}
-    command = [f"{folder}/llama-bench", "-m", str(file), "-t", str(THREADS), "-p", str(PROMPT), "-n", str(DECODED), "-r", "7", "-o", "json"]
+    wanted = I2S(kind="i2_s", path="I2_S-F16.gguf", layout="x86")
+    write_students({"I2_S": wanted}, directory)
+    command = [
+        f"{folder}/llama-bench",
+        "-m",
+        str(directory / wanted.path),
+        "-t",
+        str(THREADS),
+        "-p",
+        str(PROMPT),
+        "-n",
+        str(DECODED),
+        "-r",
+        "7",
+        "-o",
+        "json",
+    ]
     rows = json.loads(subprocess.run(command, check=True, capture_output=True, text=True).stdout)
     return {"decode" if row["n_gen"] else "prefill": round(row["avg_ts"], 1) for row in rows}
 
 
 def main() -> None:
     with TemporaryDirectory() as directory:
-        write_students({**TERNARY, **OTHERS}, Path(directory))
+        write_students(TERNARY, Path(directory))
         files = {name: Path(directory) / wanted.path for name, wanted in TERNARY.items()} | write_originals(Path(directory))
         sizes = {name: file.stat().st_size for name, file in files.items()}
         decoding = tokens_per_second(files, decode, DECODED)
         prefilling = tokens_per_second(files, prefill, PROMPT)
-        other = in_bitnet_cpp(Path(directory) / OTHERS["ternary I2_S, head F16"].path)
+        other = in_bitnet_cpp(Path(directory))
     smaller = [name for name in TERNARY if sizes[name] < sizes["original Q4_0"]]
     best = max(smaller, key=decoding.__getitem__)
     detail = {

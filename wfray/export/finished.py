@@ -34,11 +34,6 @@ def finished_student(config: PretrainedConfig, student: Path, purpose: str, plac
         )
     if strength != 1.0:
         raise ValueError(f"{purpose}: {str(student)!r} stopped at lambda {strength}, so it is not ternary yet; train on until lambda is 1")
-    if "diffusion" in described:
-        raise ValueError(
-            f"{purpose}: {str(student)!r} is a block-diffusion student, whose tokens are unmasked in blocks; engines of this format would "
-            "decode it token by token and talk nonsense. Use its directory with this project's sampler"
-        )
     if placement not in placements:
         raise ValueError(
             f"{purpose}: {str(student)!r} has SubLN placement {placement!r}, but the format norms those of o_proj and down_proj "

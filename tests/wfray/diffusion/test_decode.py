@@ -116,8 +116,7 @@ def test_rows_of_unequal_length_have_the_answers_that_they_have_alone(ternary: b
     assert decoder(model, threshold=threshold, sub_block_size=2).generate(PROMPTS) == alone
 
 
-@pytest.mark.parametrize("stop_in_block", range(BLOCK))
-@pytest.mark.parametrize("threshold", [0.05, 1.0])
+@pytest.mark.parametrize(("stop_in_block", "threshold"), [(0, 0.05), (1, 1.0), (2, 0.05), (3, 1.0)])
 def test_a_stop_token_anywhere_in_a_block_ends_the_answer_before_it(stop_in_block: int, threshold: float) -> None:
     model, plain = diffusion_model(ternary=False).double(), diffusion_model(ternary=False, attention="sdpa").double()
     seen = set()

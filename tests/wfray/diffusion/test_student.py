@@ -106,6 +106,14 @@ class Attempt:
         return self.model.get_input_embeddings().weight[self.kind.vocab_size].detach()  # type: ignore[union-attr]
 
 
+@pytest.fixture(scope="module")
+def whole(corpus: PackedCorpus, autoregressive: Path, tmp_path_factory: pytest.TempPathFactory) -> Attempt:
+    """An attempt that was never interrupted, at its end."""
+    attempt = Attempt(corpus, autoregressive, tmp_path_factory.mktemp("whole"), config())
+    attempt.run()
+    return attempt
+
+
 def test_the_mask_tokens_embedding_starts_at_the_mean_of_the_vocabulary(autoregressive: Path) -> None:
     kind = DiffusionStudent(config())
     model = kind.load(autoregressive)
@@ -127,9 +135,8 @@ def test_a_free_row_of_a_padded_untied_embedding_becomes_the_masks(tokenizer_dir
         assert torch.allclose(table.weight[VOCABULARY], table.weight[:VOCABULARY].mean(dim=0))
 
 
-def test_losses_fall_and_the_directory_that_is_written_loads_again(corpus: PackedCorpus, autoregressive: Path, tmp_path: Path) -> None:
-    attempt = Attempt(corpus, autoregressive, tmp_path, config())
-    losses = list(attempt.run().values())
+def test_losses_fall_and_the_directory_that_is_written_loads_again(whole: Attempt, autoregressive: Path, tmp_path: Path) -> None:
+    attempt, losses = whole, list(whole.losses().values())
     assert sum(losses[-3:]) < sum(losses[:3]) - 1.0
     attempt.kind.save(attempt.model, tmp_path / "student", autoregressive)
     diffuser = load_diffuser(tmp_path / "student")
@@ -144,10 +151,8 @@ def test_losses_fall_and_the_directory_that_is_written_loads_again(corpus: Packe
 
 
 def test_a_killed_and_resumed_run_has_the_same_losses_and_keeps_the_trained_mask(
-    corpus: PackedCorpus, autoregressive: Path, tmp_path: Path
+    corpus: PackedCorpus, whole: Attempt, autoregressive: Path, tmp_path: Path
 ) -> None:
-    whole = Attempt(corpus, autoregressive, tmp_path / "whole", config())
-    whole.run()
     killed = Attempt(corpus, autoregressive, tmp_path / "killed", config(), die_at=5)
     fresh = killed.mask_row().clone()
     with pytest.raises(Killed):
@@ -160,15 +165,16 @@ def test_a_killed_and_resumed_run_has_the_same_losses_and_keeps_the_trained_mask
     assert torch.equal(resumed.mask_row(), whole.mask_row())
 
 
-def test_a_block_diffusion_student_goes_on_with_its_mask_token(corpus: PackedCorpus, autoregressive: Path, tmp_path: Path) -> None:
-    attempt = Attempt(corpus, autoregressive, tmp_path, config())
+def test_a_block_diffusion_student_goes_on_with_its_mask_token(autoregressive: Path, tmp_path: Path) -> None:
+    first = DiffusionStudent(config())
+    trained = first.load(autoregressive)
     with torch.no_grad():
-        attempt.model.get_input_embeddings().weight[VOCABULARY] = 7.0  # type: ignore[union-attr]
-    attempt.kind.save(attempt.model, tmp_path / "student", autoregressive)
+        trained.get_input_embeddings().weight[VOCABULARY] = 7.0  # type: ignore[index]
+    first.save(trained, tmp_path / "student", autoregressive)
     again = DiffusionStudent(config())
     model = again.load(tmp_path / "student")
     assert (model.get_input_embeddings().weight[VOCABULARY] == 7.0).all()
-    assert again.method.trained_tokens == 20 * STEP and again.tokenizer_sha256 == attempt.kind.tokenizer_sha256
+    assert again.method.trained_tokens == 20 * STEP and again.tokenizer_sha256 == first.tokenizer_sha256
     with pytest.warns(UserWarning, match="block size 8: the student was trained for blocks of 4"):
         wider = DiffusionStudent(config({"block_size": 8}))
         wider.load(tmp_path / "student")

