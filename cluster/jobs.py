@@ -35,6 +35,7 @@ except ValueError as error:
 """
 POLL_SECONDS = 1.0
 RETRY_SECONDS = 3.0
+NOT_READY, READY_SECONDS = "No available agent", 120.0
 MAX_SILENCE_SECONDS = 600.0
 """How long `wf logs` tries to get back to a cluster."""
 
@@ -109,10 +110,24 @@ def submit(stage: str, config: str, overrides: list[str], *, cluster: str | None
         return
     with connected(cluster, address) as client:
         runtime = {"working_dir": str(ROOT), "excludes": EXCLUDES}
-        client.submit_job(entrypoint=shlex.join(command), submission_id=identity, runtime_env=runtime, metadata=metadata)
+        send(client, entrypoint=shlex.join(command), submission_id=identity, runtime_env=runtime, metadata=metadata)
         print(f"submitted {identity}", flush=True)
     if follow:
         logs(identity, cluster=cluster, address=address)
+
+
+def send(client: JobSubmissionClient, **job: Any) -> None:
+    """Submit a job; a head that has just started takes none for some seconds."""
+    ends = time.monotonic() + READY_SECONDS
+    while True:
+        try:
+            client.submit_job(**job)
+            return
+        except RuntimeError as error:
+            if NOT_READY not in str(error) or time.monotonic() > ends:
+                raise
+            print("the head is still starting", file=sys.stderr, flush=True)
+            time.sleep(RETRY_SECONDS)
 
 
 def owner_of(job: JobDetails) -> Owner | None:
