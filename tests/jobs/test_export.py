@@ -12,6 +12,7 @@ from actors.exporter import Exporter
 from tests.wfray.data.conftest import write_corpus
 from tests.wfray.export.conftest import build, small, tokenizer
 from wfray.config.export import ExportConfig
+from wfray.report.page import write_report
 from wfray.runs import Manifest
 
 __all__ = ["build", "small", "tokenizer"]
@@ -58,6 +59,8 @@ def test_every_format_is_written_and_proved_once(configure, tmp_path, capsys):
     assert all(file["parity"]["mean_kl"] < 1e-4 and file["bytes_per_linear_weight"] > 0 for file in [model, *others])
     output = capsys.readouterr().out
     assert output.count("parity over") == 3 and "original.gguf" in output
+    report = write_report(tmp_path / "run").read_text(encoding="utf-8")
+    assert all(stored in report for stored in ("ternary, Q4_0", "ternary, I2_S, x86", "ternary, Hugging Face, packed"))
     jobs.export.main(config)
     assert "already done" in capsys.readouterr().out
 
@@ -82,3 +85,4 @@ def test_the_first_format_is_the_model(configure, tmp_path):
     jobs.export.main(configure([FORMATS[2]]))
     figures = json.loads((tmp_path / "run" / "export" / "manifest.json").read_text())["figures"]
     assert figures["model"]["form"] == "packed" and figures["others"] == [] and "speed" not in figures["model"]
+    assert "ternary, Hugging Face, packed" in write_report(tmp_path / "run").read_text(encoding="utf-8")

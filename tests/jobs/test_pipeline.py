@@ -103,6 +103,8 @@ def test_every_stage_is_done_for_real(whole: tuple[Path, str]) -> None:
     assert manifests["pretrain"].parents["student"] == manifests["align"].identity
     assert len(losses(run)) == NUM_STEPS and losses(run)[NUM_STEPS] < losses(run)[1]
     assert (run / "export" / "model.gguf").read_bytes()[:4] == b"GGUF"
+    exported = manifests["export"].figures
+    assert all(file["parity"]["mean_kl"] < 1e-4 for file in [exported["model"], *exported["others"]])
     samples = json.loads((run / "serve" / "samples.json").read_text())
     assert samples and all(sample["completion_tokens"] > 0 for sample in samples)
     scores = manifests["evaluate"].figures["perplexity"]
