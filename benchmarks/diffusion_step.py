@@ -1,7 +1,8 @@
 """A training step of block diffusion against an autoregressive step on the same packed rows of real instructions.
 
-Work: forward and backward with cross-entropy of a ternary model of SmolLM2-135M's shape, whole (with fewer layers the LM head, which costs both
-sides the same, flatters the ratio), 2 rows of 512, blocks of 32, bfloat16, 2 threads. Peer: the paper's own layout, `[x_t ; x_0]` of every document with a dense mask, once a copy.
+Work: forward and backward with cross-entropy of a ternary model of SmolLM2-135M's shape, whole (with fewer layers the LM head,
+which costs both sides the same, flatters the ratio), 2 rows of 512, blocks of 32, bfloat16, 2 threads. Peer: the paper's own layout,
+`[x_t ; x_0]` of every document with a dense mask, once a copy.
 
 The floor: two noisy copies and the clean text are 3 times the tokens, 4 in the paper's layout, through the layers; the LM head's part
 stays the same, as every response token is predicted once. Of these 3, prompts need no noisy copies and last blocks no clean one, while
