@@ -21,7 +21,7 @@ from requests.exceptions import ConnectionError as ConnectionFailed
 from cluster.identity import ClusterRecord, Owner, known_clusters, me, require_owner, token_of
 from cluster.lifecycle import ROOT, config_of, find
 from cluster.reach import Unreachable, tunnel
-from cluster.submission import EXCLUDES, owned
+from cluster.submission import EXCLUDES, owned, send
 from cluster.tasks import DASHBOARD_PORT, RAY_TOKEN
 from cluster.workdir import check_size, version_of
 
@@ -109,7 +109,7 @@ def submit(stage: str, config: str, overrides: list[str], *, cluster: str | None
         return
     with connected(cluster, address) as client:
         runtime = {"working_dir": str(ROOT), "excludes": EXCLUDES}
-        client.submit_job(entrypoint=shlex.join(command), submission_id=identity, runtime_env=runtime, metadata=metadata)
+        send(client, entrypoint=shlex.join(command), submission_id=identity, runtime_env=runtime, metadata=metadata)
         print(f"submitted {identity}", flush=True)
     if follow:
         logs(identity, cluster=cluster, address=address)
