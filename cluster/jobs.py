@@ -21,7 +21,7 @@ from requests.exceptions import ConnectionError as ConnectionFailed
 from cluster.identity import ClusterRecord, Owner, known_clusters, me, require_owner, token_of
 from cluster.lifecycle import ROOT, config_of, find
 from cluster.reach import Unreachable, tunnel
-from cluster.submission import EXCLUDES, owned
+from cluster.submission import EXCLUDES, owned, send
 from cluster.tasks import DASHBOARD_PORT, RAY_TOKEN
 from cluster.workdir import check_size, version_of
 
@@ -35,7 +35,6 @@ except ValueError as error:
 """
 POLL_SECONDS = 1.0
 RETRY_SECONDS = 3.0
-NOT_READY, READY_SECONDS = "No available agent", 120.0
 MAX_SILENCE_SECONDS = 600.0
 """How long `wf logs` tries to get back to a cluster."""
 
@@ -114,20 +113,6 @@ def submit(stage: str, config: str, overrides: list[str], *, cluster: str | None
         print(f"submitted {identity}", flush=True)
     if follow:
         logs(identity, cluster=cluster, address=address)
-
-
-def send(client: JobSubmissionClient, **job: Any) -> None:
-    """Submit a job; a head that has just started takes none for some seconds."""
-    ends = time.monotonic() + READY_SECONDS
-    while True:
-        try:
-            client.submit_job(**job)
-            return
-        except RuntimeError as error:
-            if NOT_READY not in str(error) or time.monotonic() > ends:
-                raise
-            print("the head is still starting", file=sys.stderr, flush=True)
-            time.sleep(RETRY_SECONDS)
 
 
 def owner_of(job: JobDetails) -> Owner | None:

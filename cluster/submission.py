@@ -2,10 +2,11 @@
 
 import logging
 import shlex
+import sys
 import time
 import uuid
 from pathlib import Path
-from typing import Literal, Protocol
+from typing import Any, Literal, Protocol
 
 from ray.dashboard.modules import dashboard_sdk
 from ray.dashboard.modules.job import sdk
@@ -16,7 +17,7 @@ from cluster.identity import me
 POLL_SECONDS = 0.5
 EXCLUDES = ["/.git/", "/.venv/", "/runs/", "/tests/", "/benchmarks/", ".*_cache/"]
 """Not needed by jobs: what Ray sends to the cluster is the code alone."""
-
+NOT_READY, READY_SECONDS, RETRY_SECONDS = "No available agent", 120.0, 3.0
 
 # They tell of every upload, across the view.
 for logger in (dashboard_sdk.logger, sdk.logger, logging.getLogger("ray._private")):
@@ -50,7 +51,8 @@ def run_stage(name: str, command: list[str], dashboard: str, root: Path, view: V
     client = JobSubmissionClient(dashboard)
     view.start(name)
     started = time.monotonic()
-    job = client.submit_job(
+    job = send(
+        client,
         entrypoint=shlex.join(["python", *command]),
         submission_id=f"wf-{name}-{uuid.uuid4().hex[:8]}",
         runtime_env={"working_dir": str(root), "excludes": EXCLUDES},
@@ -70,6 +72,19 @@ def run_stage(name: str, command: list[str], dashboard: str, root: Path, view: V
         view.finish(name, "failed", seconds, message)
         raise ValueError(f"stage {name} failed: {message}\nMend it and run the same command again: what is done is skipped. Its log: {log}")
     view.finish(name, "done", seconds)
+
+
+def send(client: JobSubmissionClient, **job: Any) -> str:
+    """Submit a job; its id. A head that has just started takes none for some seconds."""
+    ends = time.monotonic() + READY_SECONDS
+    while True:
+        try:
+            return client.submit_job(**job)
+        except RuntimeError as error:
+            if NOT_READY not in str(error) or time.monotonic() > ends:
+                raise
+            print("the head is still starting", file=sys.stderr, flush=True)
+            time.sleep(RETRY_SECONDS)
 
 
 def owned(stage: str, run: str) -> dict[str, str]:
