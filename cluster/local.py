@@ -26,9 +26,9 @@ from ray.job_submission import JobSubmissionClient
 from requests.exceptions import ConnectionError as ConnectionFailed
 
 from wfray.config.pipeline import LocalClusterConfig
-from wfray.runs.children import die_with_parent, free_port
+from wfray.runs.children import die_with_parent, free_ports
 
-START_TIMEOUT_SECONDS = 90
+START_TIMEOUT_SECONDS = 180
 STOP_TIMEOUT_SECONDS = 8
 LOOPBACK = {"RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER": "0"}
 """In the environment of every process of a cluster on loopback, and of those that join it."""
@@ -80,8 +80,8 @@ def start_local_cluster(config: LocalClusterConfig, home: Path, keep: bool = Fal
     """
     # Ray's sockets have paths of at most 107 bytes, so the session directory must be short.
     session = Path(tempfile.mkdtemp(prefix="wf-", dir="/tmp"))
-    gcs, dashboard, http = config.port or free_port(), config.dashboard_port or free_port(), config.http_port or free_port()
-    agent = free_port()
+    *free, agent, agent_grpc = free_ports(5)
+    gcs, dashboard, http = (port or other for port, other in zip((config.port, config.dashboard_port, config.http_port), free, strict=True))
     environment = {
         **os.environ,
         "RAY_AUTH_MODE": config.auth_mode,
@@ -104,7 +104,7 @@ def start_local_cluster(config: LocalClusterConfig, home: Path, keep: bool = Fal
     command += [
         f"--dashboard-port={dashboard}",
         f"--dashboard-agent-listen-port={agent}",
-        f"--dashboard-agent-grpc-port={free_port()}",
+        f"--dashboard-agent-grpc-port={agent_grpc}",
     ]
     command += [f"--num-cpus={config.num_cpus}", f"--object-store-memory={int(config.object_store_gb * 2**30)}", f"--temp-dir={session}"]
     log = session / "start.log"

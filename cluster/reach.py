@@ -9,7 +9,7 @@ import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 
-from wfray.runs.children import free_port
+from wfray.runs.children import free_ports
 
 OPTIONS = ["-o", "BatchMode=yes", "-o", "ConnectTimeout=10", "-o", "ServerAliveInterval=5", "-o", "ServerAliveCountMax=3"]
 TUNNEL_SECONDS = 30.0
@@ -58,7 +58,7 @@ def tunnel(host: str, ports: list[int], local: list[int] | None = None) -> Itera
     Raises:
         Unreachable: they cannot be opened.
     """
-    here = local or [free_port() for _ in ports]
+    here = local or free_ports(len(ports))
     process = subprocess.Popen(
         tunnel_command(host, dict(zip(here, ports, strict=True))), stdin=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True
     )

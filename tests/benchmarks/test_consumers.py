@@ -25,7 +25,7 @@ def job_of(corpus: Path, directory: Path) -> Job:
 @pytest.mark.parametrize("world_sizes", [[1], [2], [4], [1, 2, 4]], ids=str)
 def test_every_packed_row_is_consumed_once_and_in_order_whatever_is_killed(corpus: Path, tmp_path: Path, world_sizes: list[int]) -> None:
     job = job_of(corpus, tmp_path)
-    assert consume(job, world_sizes, num_kills=6, seed=sum(world_sizes)) >= 3
+    assert consume(job, world_sizes, num_kills=6, seed=sum(world_sizes)) >= 1
     assert faults(job) == Faults(0, 0, 0)
     commit = job.commit()
     assert commit is not None

@@ -44,7 +44,15 @@ def pipeline_file(directory: Path) -> Path:
 def start(path: Path, *arguments: str) -> subprocess.Popen[str]:
     """The pipeline as a user starts it."""
     command = [sys.executable, "-m", "jobs.pipeline", "--config", str(path), *arguments]
-    return subprocess.Popen(command, cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
+    # A shell ignores SIGINT for what it starts in the background, these tests perhaps.
+    return subprocess.Popen(
+        command,
+        cwd=ROOT,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
+    )
 
 
 def finish(process: subprocess.Popen[str]) -> str:

@@ -3,6 +3,7 @@
 import ctypes
 import signal
 import socket
+from contextlib import ExitStack
 
 LINUX_PR_SET_PDEATHSIG = 1
 
@@ -14,6 +15,13 @@ def die_with_parent() -> None:
 
 def free_port() -> int:
     """A TCP port on loopback that is free now."""
-    with socket.socket() as listener:
-        listener.bind(("127.0.0.1", 0))
-        return int(listener.getsockname()[1])
+    return free_ports(1)[0]
+
+
+def free_ports(number: int) -> list[int]:
+    """Different TCP ports on loopback that are free now: all are held until the last is found."""
+    with ExitStack() as stack:
+        listeners = [stack.enter_context(socket.socket()) for _ in range(number)]
+        for listener in listeners:
+            listener.bind(("127.0.0.1", 0))
+        return [int(listener.getsockname()[1]) for listener in listeners]

@@ -26,7 +26,7 @@ def tree() -> dict[str, Any]:
 @pytest.mark.parametrize("path", CONFIGS, ids=lambda path: path.name)
 def test_every_file_is_valid_and_states_licences(path: Path) -> None:
     config = PackConfig.load(path)
-    assert len(config.sources) >= (3 if config.stage == "pack" else 1)
+    assert len(config.sources) >= (2 if config.stage == "pack" else 1)
     assert all(source.licence and source.weight > 0 for source in config.sources)
 
 

@@ -14,7 +14,7 @@ TREE: dict[str, Any] = {"run": "runs/x", "subjects": [{"name": "teacher", "kind"
 @pytest.mark.parametrize("path", FILES, ids=lambda path: path.stem)
 def test_every_file_is_valid_and_names_each_parent(path: Path) -> None:
     config = EvaluateConfig.load(path)
-    placed = {subject.name for subject in config.subjects if subject.kind in ("original", "student", "gguf")}
+    placed = {subject.name for subject in config.subjects if subject.kind in ("original", "student", "diffusion", "gguf")}
     assert set(config.parents) == ({"corpus"} if config.corpus else set()) | placed
 
 

@@ -27,7 +27,7 @@ from wfray.evals.models import StudentLM
 from wfray.evals.slices import Kind, Request, divide
 from wfray.evals.summaries import corpus_bleu, process_results
 from wfray.export.original import write_original
-from wfray.export.parity import training_logits
+from wfray.export.reference import training_logits
 from wfray.student import convert, load_original, load_student, materialize, save_student
 
 SHAPE = {"family": "llama", "vocab_size": 49152, "tied_head": True, "head_dim": 16, "num_heads": 2, "num_kv_heads": 1}
@@ -156,7 +156,7 @@ def test_a_student_scores_as_its_own_forward_pass_does(lms: dict[str, Any], plac
     student, tokenizer = load_student(place / "student"), load_tokenizer(SOURCE)
     for context, continuation in (("The river ran past the old", " mill."), ("Two and two are", " a small yellow bird, which sang")):
         prefix, whole = tokenizer.encode(context), tokenizer.encode(context + continuation)
-        log_probs = torch.log_softmax(training_logits(student, whole), -1)
+        log_probs = torch.log_softmax(training_logits(student, [whole]), -1)
         expected = sum(log_probs[at - 1, whole[at]].item() for at in range(len(prefix), len(whole)))
         [(found, _)] = lms["student"].loglikelihood([Instance("loglikelihood", {}, (context, continuation), 0)])
         assert found == pytest.approx(expected, abs=1e-3)
