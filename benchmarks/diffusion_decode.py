@@ -28,9 +28,10 @@ from wfray.diffusion.answers import Counts, Decoding
 from wfray.diffusion.decode import generate
 from wfray.diffusion.likelihood import Scorer
 from wfray.diffusion.student import Diffuser, load_diffuser, prepare_for_inference
-from wfray.quant import hold_codes
+from wfray.quant import hold_codes, set_lambda
 from wfray.quant.precision import dtype_of
 from wfray.student import hidden_states, lm_head_weight, load_student
+from wfray.student.checkpoint import read_config
 
 GOAL = 2.0
 Example = tuple[list[int], list[int]]
@@ -101,8 +102,11 @@ def causal_loss(model: PreTrainedModel, examples: list[Example]) -> float:
 def heldout_losses(before: Path, after: Path, examples: list[Example], num_samples: int) -> dict[str, float]:
     """Nats a response token before and after the training; see the module docstring."""
     losses = {}
+    strength = read_config(after).wrinklefree["quantization_lambda"]
     for name, directory in {"before, causal": before, "after, causal": after}.items():
         model = load_student(directory)
+        # A converted student says ternary until a stage has trained it; here both are what they are trained as.
+        set_lambda(model, strength)
         hold_codes(model)
         losses[name] = causal_loss(model, examples)
     diffuser = load_diffuser(after)
