@@ -21,7 +21,7 @@ from requests.exceptions import ConnectionError as ConnectionFailed
 from cluster.identity import ClusterRecord, Owner, known_clusters, me, require_owner, token_of
 from cluster.lifecycle import ROOT, config_of, find
 from cluster.reach import Unreachable, tunnel
-from cluster.submission import EXCLUDES, owned, send
+from cluster.submission import EXCLUDES, RETRY_SECONDS, owned, send
 from cluster.tasks import DASHBOARD_PORT, RAY_TOKEN
 from cluster.workdir import check_size, version_of
 
@@ -34,7 +34,6 @@ except ValueError as error:
     sys.exit(str(error))
 """
 POLL_SECONDS = 1.0
-RETRY_SECONDS = 3.0
 MAX_SILENCE_SECONDS = 600.0
 """How long `wf logs` tries to get back to a cluster."""
 

@@ -19,7 +19,8 @@ from wfray.diffusion.decode import BlockDecoder
 from wfray.diffusion.student import load_diffuser, prepare_for_inference
 from wfray.quant.precision import dtype_of
 from wfray.serving.answer_text import AnswerText
-from wfray.serving.engine import Chat, Counts, FinishReason, Piece, Request
+from wfray.serving.engine import Counts, FinishReason, Piece, Request
+from wfray.serving.prompts import prompt_tokens
 from wfray.serving.token_bytes import all_token_bytes
 
 
@@ -78,7 +79,7 @@ class DiffusionEngine:
         """See `Engine.add`."""
         if request.num_logprobs is not None or request.echo:
             raise ValueError("a block-diffusion model gives no log-probabilities and no echo: ask without logprobs and echo")
-        prompt, wanted = self.tokens_of(request.prompt), request.sampling
+        prompt, wanted = prompt_tokens(self.tokenizer, len(self.token_bytes), request.prompt), request.sampling
         room = self.context - len(prompt)
         if room < 1:
             raise ValueError(f"the prompt has {len(prompt)} tokens, but the context is {self.context} tokens, answer included")
@@ -94,20 +95,6 @@ class DiffusionEngine:
         self.waiting = deque(job for job in self.waiting if job.number != number)
         for row in [row for row, job in self.jobs.items() if job.number == number]:
             self._end(row)
-
-    def tokens_of(self, prompt: str | list[int] | Chat) -> list[int]:
-        """A prompt as token ids; an empty one is the token that begins or ends a text."""
-        if isinstance(prompt, str):
-            tokens = self.tokenizer(prompt)["input_ids"]
-        elif prompt and isinstance(prompt[0], dict):
-            if self.tokenizer.chat_template is None:
-                raise ValueError("this model has no chat template: use /v1/completions")
-            tokens = self.tokenizer.apply_chat_template(prompt, add_generation_prompt=True, return_dict=False)
-        else:
-            tokens = prompt
-        if wrong := [token for token in tokens if not 0 <= token < len(self.token_bytes)]:
-            raise ValueError(f"token id {wrong[0]} is not in the vocabulary of {len(self.token_bytes)}")
-        return list(tokens) or [self.tokenizer.bos_token_id if self.tokenizer.bos_token_id is not None else self.end_id]
 
     def step(self) -> list[tuple[int, Piece]]:
         """See `Engine.step`: new answers' prompts, or a pass over all blocks in work."""

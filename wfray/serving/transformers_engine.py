@@ -14,7 +14,8 @@ from transformers import AutoModelForCausalLM, DynamicCache
 from wfray.data.tokenizer import load_directory_tokenizer
 from wfray.quant.precision import DTYPES, resolved
 from wfray.serving.answer import Answer
-from wfray.serving.engine import Chat, Piece, Request, join
+from wfray.serving.engine import Piece, Request, join
+from wfray.serving.prompts import prompt_tokens
 from wfray.serving.token_bytes import all_token_bytes
 
 
@@ -59,27 +60,13 @@ class TransformersEngine:
 
     def add(self, number: int, request: Request) -> None:
         """See `Engine.add`."""
-        prompt = self.tokens_of(request.prompt)
+        prompt = prompt_tokens(self.tokenizer, len(self.token_bytes), request.prompt)
         self.waiting.append((number, Answer(request, prompt, self.context, self.token_bytes.__getitem__)))
 
     def drop(self, number: int) -> None:
         """See `Engine.drop`."""
         self.jobs.pop(number, None)
         self.waiting = deque(item for item in self.waiting if item[0] != number)
-
-    def tokens_of(self, prompt: str | list[int] | Chat) -> list[int]:
-        """A prompt as token ids; an empty one is the token that begins or ends a text."""
-        if isinstance(prompt, str):
-            tokens = self.tokenizer(prompt)["input_ids"]
-        elif prompt and isinstance(prompt[0], dict):
-            if self.tokenizer.chat_template is None:
-                raise ValueError("this model has no chat template: use /v1/completions")
-            tokens = self.tokenizer.apply_chat_template(prompt, add_generation_prompt=True, return_dict=False)
-        else:
-            tokens = prompt
-        if wrong := [token for token in tokens if not 0 <= token < len(self.token_bytes)]:
-            raise ValueError(f"token id {wrong[0]} is not in the vocabulary of {len(self.token_bytes)}")
-        return tokens or [self.tokenizer.bos_token_id if self.tokenizer.bos_token_id is not None else self.tokenizer.eos_token_id]
 
     @torch.inference_mode()
     def step(self) -> list[tuple[int, Piece]]:

@@ -14,6 +14,7 @@ from wfray.diffusion.decode import generate
 from wfray.diffusion.student import DiffusionStudent
 from wfray.serving.diffusion_engine import DiffusionEngine
 from wfray.serving.engine import Request, Sampling
+from wfray.serving.prompts import prompt_tokens
 from wfray.student import save_student
 
 __all__ = ["smollm2", "tokenizer", "tokenizer_directory"]
@@ -46,7 +47,7 @@ def decoded(engine: DiffusionEngine, prompt: str | list[int], max_tokens: int = 
     """The answer by the decoder alone."""
     decoding = replace(engine.decoder.decoding, max_tokens=max_tokens)
     model, ends = engine.decoder.model, frozenset({engine.end_id})
-    [tokens], _ = generate(model, VOCABULARY, ends, decoding, [engine.tokens_of(prompt)])
+    [tokens], _ = generate(model, VOCABULARY, ends, decoding, [prompt_tokens(engine.tokenizer, VOCABULARY, prompt)])
     return b"".join(engine.token_bytes[token] for token in tokens).decode(errors="replace")
 
 
@@ -75,7 +76,7 @@ def test_text_comes_in_pieces_and_a_stop_text_ends_it(engine: DiffusionEngine) -
 
 
 def test_the_end_token_ends_an_answer(engine: DiffusionEngine, monkeypatch: pytest.MonkeyPatch) -> None:
-    tokens = engine.tokens_of(PROMPTS[0])
+    tokens = prompt_tokens(engine.tokenizer, VOCABULARY, PROMPTS[0])
     [written], _ = generate(engine.decoder.model, VOCABULARY, frozenset(), replace(engine.decoder.decoding, max_tokens=11), [tokens])
     monkeypatch.setattr(engine.decoder, "stop_ids", frozenset({written[5]}))
     piece = answer(engine, greedy(PROMPTS[0]))

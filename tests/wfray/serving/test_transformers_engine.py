@@ -48,7 +48,7 @@ def test_greedy_answers_are_transformers_own(transformers_engine: TransformersEn
 
 def test_scores_of_a_prompt_are_log_probabilities(transformers_engine: TransformersEngine) -> None:
     piece = answer(transformers_engine, Request(prompt="The sun is bright", sampling=GREEDY, echo=True, num_logprobs=1))
-    ids = transformers_engine.tokens_of("The sun is bright")
+    ids = transformers_engine.tokenizer("The sun is bright")["input_ids"]
     with torch.inference_mode():
         logprobs = transformers_engine.model(torch.tensor([ids])).logits[0].float().log_softmax(-1)
     wanted = [float(logprobs[position, token]) for position, token in enumerate(ids[1:])]
@@ -59,7 +59,7 @@ def test_scores_of_a_prompt_are_log_probabilities(transformers_engine: Transform
 def test_bytes_of_tokens_are_llama_cpps(transformers_engine: TransformersEngine, model_file: Path) -> None:
     engine = LlamaCppEngine(model_file, context=64, slots=1, threads=1)
     assert transformers_engine.token_bytes == engine.llama.token_bytes
-    assert engine.tokens_of(WEEK) == transformers_engine.tokens_of(WEEK)
+    assert engine.tokens_of(WEEK) == transformers_engine.tokenizer(WEEK)["input_ids"]
     engine.close()
 
 
