@@ -12,7 +12,7 @@ from tempfile import TemporaryDirectory
 import numpy as np
 from datasets import Dataset
 
-from actors.student import run_worker
+from actors.student_worker import run_worker
 from benchmarks.harness import interleave, medians, report
 from benchmarks.inputs import ROOT, make_student, quickstart_corpus
 from wfray.config.data import PackConfig

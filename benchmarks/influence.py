@@ -17,7 +17,7 @@ from typing import Any
 
 import torch
 
-from actors.student import run_worker
+from actors.student_worker import run_worker
 from benchmarks.harness import report
 from benchmarks.inputs import ROOT, make_student, quickstart_corpus
 from wfray.config.data import PackConfig

@@ -20,7 +20,7 @@ from ray import serve
 from ray.experimental import get_object_locations
 from safetensors.torch import load
 
-from actors.student import run_worker
+from actors.student_worker import run_worker
 from actors.teacher import deploy, status_of, take_down
 from actors.teacher_client import TeacherClient
 from cluster.local import LocalCluster
