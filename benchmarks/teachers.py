@@ -58,7 +58,7 @@ def part(batch: PackedBatch, first: int, num_rows: int) -> dict[str, np.ndarray]
 @contextmanager
 def deployed(*overrides: str) -> Iterator[None]:
     """A Ray of this process's own with the teacher on it."""
-    os.environ |= {"RAY_AUTH_MODE": "disabled", "WFRAY_HTTP_PORT": str(free_port()), "OMP_WAIT_POLICY": "PASSIVE"}
+    os.environ |= {"RAY_AUTH_MODE": "disabled", "WFRAY_HTTP_PORT": str(free_port())}
     resources = {"teacher": 1}
     options = {"include_dashboard": False, "log_to_driver": False, "_node_ip_address": "127.0.0.1"}
     ray.init(address="local", num_cpus=2, object_store_memory=1_000_000_000, resources=resources, **options)
