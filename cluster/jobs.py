@@ -3,7 +3,6 @@
 A cluster is one that `wf up` made, reached through a tunnel, or any Ray whose dashboard answers at `--address`.
 """
 
-import os
 import re
 import shlex
 import subprocess
@@ -15,6 +14,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+from ray.exceptions import AuthenticationError
 from ray.job_submission import JobDetails, JobStatus, JobSubmissionClient
 from requests.exceptions import ConnectionError as ConnectionFailed
 
@@ -49,9 +49,9 @@ def connected(cluster: str | None, address: str | None) -> Iterator[JobSubmissio
         yield open_client(address)
         return
     record = find(require_one(cluster))
-    os.environ.update({"RAY_AUTH_MODE": "token", RAY_TOKEN: token_of(record.name)})
+    token = token_of(record.name)
     with tunnel(record.sky_name, [DASHBOARD_PORT]) as (port,):
-        yield open_client(f"http://127.0.0.1:{port}")
+        yield open_client(f"http://127.0.0.1:{port}", token)
 
 
 def require_one(cluster: str | None) -> str:
@@ -61,13 +61,15 @@ def require_one(cluster: str | None) -> str:
     return cluster
 
 
-def open_client(address: str) -> JobSubmissionClient:
-    """Raises `ValueError` where nobody answers, or the token is refused."""
+def open_client(address: str, token: str | None = None) -> JobSubmissionClient:
+    """A client with this token, by default the one of the environment; raises `ValueError` where nobody answers, or it is refused."""
+    # Ray read its way to authenticate from the environment when it was imported.
+    headers = {"Authorization": f"Bearer {token}"} if token else None
     try:
-        return JobSubmissionClient(address)
+        return JobSubmissionClient(address, headers=headers)
     except ConnectionError as error:
         raise Unreachable(f"no Ray answers at {address}: {error}") from None
-    except RuntimeError as error:
+    except (RuntimeError, AuthenticationError) as error:
         raise ValueError(f"Ray at {address} refuses: {str(error).splitlines()[0]}. Is its token in {RAY_TOKEN}?") from None
 
 

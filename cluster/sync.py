@@ -161,6 +161,8 @@ class Sync:
             "rsync",
             "-rlptz",
             "--delete",
+            # Times to the nanosecond: an edit within the second of the last sending may leave the size as it was.
+            "--modify-window=-1",
             *options,
             *excludes,
             *ignored,
