@@ -11,10 +11,11 @@ The job and Ray's controller import this file, the workers `student_worker`, whi
 """
 
 import os
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any, cast
 
-from ray.train import FailureConfig, RunConfig, ScalingConfig, TrainingFailedError, get_context
+from ray.train import FailureConfig, RunConfig, ScalingConfig, TrainingFailedError, get_context, get_preemption_info
 from ray.train.torch import TorchConfig, TorchTrainer
 
 from actors.placement import gpus_for, resources_of
@@ -83,13 +84,29 @@ def train_worker(task: dict[str, Any]) -> None:
     from actors.student_worker import run_worker
 
     try:
-        run_worker(task["kind"].model_validate(task["config"]), Path(task["directory"]), Path(task["student"]), Path(task["corpus"]))
+        directory, student, corpus = (Path(task[name]) for name in ("directory", "student", "corpus"))
+        run_worker(task["kind"].model_validate(task["config"]), directory, student, corpus, announced_losses())
     except (ValueError, FloatingPointError) as error:
         with write_aside(mistake) as aside:
             aside.write_text(str(error), encoding="utf-8")
         if get_context().get_world_size() > 1:
             # Only a crash makes Ray end the other workers, which may wait for this one.
             raise
+
+
+def announced_losses() -> Callable[[], int] | None:
+    """Counts the machines of this group that the cloud has announced to take back; None where nobody watches for that.
+
+    All workers must ask together: Ray lets none go on before all have asked, and tells all the same.
+    """
+    if os.environ.get("RAY_TRAIN_ENABLE_PREEMPTION_WATCHER") == "0":
+        return None
+
+    def count() -> int:
+        info = get_preemption_info()
+        return len(info.preempted_node_to_ranks) if info else 0
+
+    return count
 
 
 def rows_of_step(config: TrainConfig, sequence_length: int) -> int:

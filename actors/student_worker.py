@@ -1,12 +1,10 @@
 """One worker of the student's training: everything set up, the newest checkpoint loaded, the loop run, the student saved."""
 
-import os
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import torch
-from ray.train import get_preemption_info
 
 from actors.student import rows_of_step
 from actors.student_metrics import with_metrics
@@ -33,8 +31,18 @@ from wfray.train.state import TrainingState
 from wfray.train.tracking import open_log
 
 
-def run_worker(config: TrainConfig, directory: Path, student: Path, corpus: Path) -> None:
-    """Set everything up, resume where the newest checkpoint stands, train, and save the student."""
+def run_worker(
+    config: TrainConfig, directory: Path, student: Path, corpus: Path, announced_losses: Callable[[], int] | None = None
+) -> None:
+    """Set everything up, resume where the newest checkpoint stands, train, and save the student.
+
+    Args:
+        config: the stage.
+        directory: the stage's directory, shared by all workers.
+        student: the student directory to go on from.
+        corpus: the packed corpus directory.
+        announced_losses: counts the machines that will be taken back; see `Trainer`.
+    """
     set_determinism(config)
     collective = Collective()
     packed = PackedCorpus(corpus)
@@ -66,7 +74,7 @@ def run_worker(config: TrainConfig, directory: Path, student: Path, corpus: Path
     state = progress.state if progress else TrainingState()
     with open_log(config, directory, collective.rank, done) as log:
         show = with_metrics(log, Path(config.run).name, config.stage) if collective.rank == 0 else log
-        Trainer(config, replica, optimizer, loss, checkpoints, collective, show, state, kind.forward, announced_losses()).run(feed)
+        Trainer(config, replica, optimizer, loss, checkpoints, collective, show, state, kind.forward, announced_losses).run(feed)
     replica.gather()
     if collective.rank == 0:
         model.config.wrinklefree["quantization_lambda"] = lambda_at(config.quantization, config.train.tokens)
@@ -74,21 +82,6 @@ def run_worker(config: TrainConfig, directory: Path, student: Path, corpus: Path
             kind.save(model, aside, student)
         remove(directory / "checkpoints")
     collective.barrier()
-
-
-def announced_losses() -> Callable[[], int] | None:
-    """Counts the machines of this group that the cloud has announced to take back; None where nobody watches for that.
-
-    All workers must ask together: Ray lets none go on before all have asked, and tells all the same.
-    """
-    if os.environ.get("RAY_TRAIN_ENABLE_PREEMPTION_WATCHER") == "0":
-        return None
-
-    def count() -> int:
-        info = get_preemption_info()
-        return len(info.preempted_node_to_ranks) if info else 0
-
-    return count
 
 
 def set_determinism(config: TrainConfig) -> None:
