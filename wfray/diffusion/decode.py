@@ -109,11 +109,11 @@ class BlockDecoder:
 
     def _run_parts(self, parts: list[Answer]) -> None:
         """Run sub-blocks, each with the position before it where that is of the same block."""
-        size = self.decoding.sub_block_size
-        for at_start in (True, False):
-            chosen = [answer for answer in parts if (answer.sub_block() == answer.start) == at_start]
+        size, firsts = self.decoding.sub_block_size, [answer.sub_block() for answer in parts]
+        for before in (0, 1):
+            chosen = [(answer, first - before) for answer, first in zip(parts, firsts, strict=True) if (first > answer.start) == before]
             if chosen:
-                self._run_and_take(chosen, [answer.sub_block() - (not at_start) for answer in chosen], size + (not at_start))
+                self._run_and_take([answer for answer, _ in chosen], [first for _, first in chosen], size + before)
 
     def _run_and_take(self, answers: list[Answer], firsts: list[int], length: int) -> None:
         hidden_RTC = self._run(answers, firsts, length)

@@ -157,6 +157,15 @@ def test_the_dual_cache_runs_parts_of_blocks_and_is_exact_with_one_sub_block_run
     assert 0 < slower.counts.windows < slower.counts.runs and dual.counts.windows == 0
 
 
+@pytest.mark.parametrize("sub_block_size", [2, BLOCK])
+def test_an_answer_is_run_once_a_step_also_when_a_part_of_its_block_is_finished(sub_block_size: int) -> None:
+    ours = decoder(diffusion_model(ternary=False).double(), threshold=1.0, sub_block_size=sub_block_size, dual_cache=True, max_tokens=BLOCK)
+    [answer] = ours.generate([[*range(1, 2 * BLOCK + 1)]])
+    num_first_runs = BLOCK // sub_block_size
+    assert len(answer) == BLOCK and ours.counts.runs == BLOCK - 1
+    assert ours.counts.windows == BLOCK - 1 - num_first_runs
+
+
 def test_long_prompts_are_run_in_pieces(monkeypatch: pytest.MonkeyPatch) -> None:
     model = diffusion_model(ternary=False).double()
     prompts = [[*range(1, 30)], [*range(1, 17)], [5]]
