@@ -10,6 +10,7 @@ from tests.wfray.serving.served import WEEK, answer, run_all
 from wfray.data.tokenizer import load_directory_tokenizer, load_gguf_tokenizer
 from wfray.serving.engine import Request, Sampling
 from wfray.serving.llama_cpp_engine import LlamaCppEngine
+from wfray.serving.prompts import prompt_tokens
 from wfray.serving.transformers_engine import TransformersEngine
 
 GREEDY = Sampling(temperature=0.0, max_tokens=8)
@@ -59,7 +60,7 @@ def test_scores_of_a_prompt_are_log_probabilities(transformers_engine: Transform
 def test_bytes_of_tokens_are_llama_cpps(transformers_engine: TransformersEngine, model_file: Path) -> None:
     engine = LlamaCppEngine(model_file, context=64, slots=1, threads=1)
     assert transformers_engine.token_bytes == engine.llama.token_bytes
-    assert engine.tokens_of(WEEK) == transformers_engine.tokenizer(WEEK)["input_ids"]
+    assert engine.tokens_of(WEEK) == prompt_tokens(transformers_engine.tokenizer, len(transformers_engine.token_bytes), WEEK)
     engine.close()
 
 
