@@ -10,7 +10,7 @@ from wfray.config.scaling import Autoscaling
 ServingEngineName = Literal["llama_cpp", "transformers", "diffusion", "vllm", "sglang", "bitnet_cpp"]
 IN_OTHER_ENVIRONMENTS = ("vllm", "sglang")
 SERVERS = (*IN_OTHER_ENVIRONMENTS, "bitnet_cpp")
-"""Engines that are OpenAI-compatible servers by themselves; the others run in a process of ours."""
+"""Engines that are servers by themselves; the others run in a process of ours."""
 
 
 class ServedModel(Config):

@@ -1,11 +1,49 @@
 """Between our requests and pieces and the bodies of another OpenAI-compatible server."""
 
-from typing import Any
+from collections.abc import AsyncGenerator
 
+import aiohttp
+
+from wfray.serving.backend import EngineLost
+from wfray.serving.dialects import Json, events
 from wfray.serving.engine import Counts, FinishReason, Piece, Request, Scored, TokenScore
-from wfray.serving.servers import SERVED_AS
 
-Json = dict[str, Any]
+SERVED_AS = "model"
+"""The name under which the server behind the replica knows its model."""
+
+
+class OpenAIDialect:
+    """OpenAI's API; implements `Dialect`."""
+
+    async def ask(self, session: aiohttp.ClientSession, request: Request) -> tuple[str, Json]:
+        """See `Dialect.ask`."""
+        return body_of(request)
+
+    def read(self, response: aiohttp.ClientResponse, request: Request) -> AsyncGenerator[Piece, None]:
+        """See `Dialect.read`."""
+        return whole(response) if request.echo else streamed(response)
+
+
+async def whole(response: aiohttp.ClientResponse) -> AsyncGenerator[Piece, None]:
+    """An answer that comes in one body."""
+    body = await response.json()
+    yield piece_of(body["choices"][0]).model_copy(update={"counts": counts_of(body["usage"])})
+
+
+async def streamed(response: aiohttp.ClientResponse) -> AsyncGenerator[Piece, None]:
+    """An answer that comes as server-sent events; the last piece waits for the usage, which comes after it."""
+    reason: FinishReason | None = None
+    counts: Counts | None = None
+    async for event in events(response):
+        counts = counts_of(event["usage"]) if event.get("usage") else counts
+        for choice in event["choices"]:
+            piece = piece_of(choice)
+            reason = piece.finish_reason or reason
+            if piece.text:
+                yield piece.model_copy(update={"finish_reason": None})
+    if reason is None or counts is None:
+        raise EngineLost("the server ended an answer without saying why")
+    yield Piece(text="", num_tokens=0, finish_reason=reason, counts=counts)
 
 
 def body_of(request: Request) -> tuple[str, Json]:

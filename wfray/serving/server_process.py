@@ -1,24 +1,21 @@
-"""One life of an engine that is an OpenAI-compatible server by itself (vllm, sglang, bitnet.cpp), on loopback.
+"""One life of an engine that is a server by itself (vllm, sglang, bitnet.cpp), on loopback.
 
-Requests go to it in OpenAI's own terms and its answers are read into pieces, so that clients see the same API, errors and limits whichever
-engine it is. The server is a child in a process group of its own and gets SIGTERM when the replica dies.
+Requests go to it in its own terms, its dialect, and its answers are read into pieces, so that clients see the same API, errors and limits
+whichever engine it is. The server is a child in a process group of its own and gets SIGTERM when the replica dies.
 """
 
 import asyncio
-import json
 import os
 import signal
 import subprocess
-from collections.abc import AsyncGenerator
 from contextlib import aclosing
-from typing import Any
 
 import aiohttp
 
 from wfray.runs.children import die_with_parent, free_port
 from wfray.serving.backend import EngineLost, Pieces
-from wfray.serving.engine import Counts, FinishReason, Piece, Request
-from wfray.serving.openai_pieces import body_of, counts_of, piece_of
+from wfray.serving.dialects import Dialect, check
+from wfray.serving.engine import Request
 from wfray.serving.servers import ServerLaunch
 
 START_SECONDS = 600
@@ -29,8 +26,8 @@ POLL_SECONDS = 0.5
 class ServerProcess:
     """A running server; implements `Life`."""
 
-    def __init__(self, process: subprocess.Popen[bytes], session: aiohttp.ClientSession, slots: int) -> None:
-        self.process, self.session, self.slots, self.pid = process, session, slots, process.pid
+    def __init__(self, process: subprocess.Popen[bytes], session: aiohttp.ClientSession, dialect: Dialect, slots: int) -> None:
+        self.process, self.session, self.dialect, self.slots, self.pid = process, session, dialect, slots, process.pid
         self.ended = asyncio.create_task(self._wait())
 
     @classmethod
@@ -54,7 +51,7 @@ class ServerProcess:
         except OSError as error:
             await session.close()
             raise ValueError(f"cannot run {launch.command[0]!r}: {error}") from None
-        server = cls(process, session, slots)
+        server = cls(process, session, launch.dialect, slots)
         try:
             await server.wait_until_healthy()
         except BaseException:
@@ -78,11 +75,11 @@ class ServerProcess:
 
     async def generate(self, request: Request) -> Pieces:
         """See `Backend.generate`."""
-        path, body = body_of(request)
         try:
+            path, body = await self.dialect.ask(self.session, request)
             async with self.session.post(path, json=body) as response:
                 await check(response)
-                async with aclosing(whole(response) if request.echo else streamed(response)) as pieces:
+                async with aclosing(self.dialect.read(response, request)) as pieces:
                     async for piece in pieces:
                         yield piece
         except aiohttp.ClientError as error:
@@ -111,50 +108,3 @@ class ServerProcess:
     async def _wait(self) -> None:
         while self.process.poll() is None:
             await asyncio.sleep(POLL_SECONDS)
-
-
-async def check(response: aiohttp.ClientResponse) -> None:
-    """Raise what a refusal says: `ValueError` where the request is at fault."""
-    if response.status == 200:
-        return
-    text = await response.text()
-    try:
-        found = json.loads(text)
-        message = found.get("error", found).get("message", text)
-    except (ValueError, AttributeError):
-        message = text
-    if 400 <= response.status < 500:
-        raise ValueError(message)
-    raise EngineLost(f"the server answered {response.status}: {message[:300]}")
-
-
-async def whole(response: aiohttp.ClientResponse) -> AsyncGenerator[Piece, None]:
-    """An answer that comes in one body."""
-    body = await response.json()
-    yield piece_of(body["choices"][0]).model_copy(update={"counts": counts_of(body["usage"])})
-
-
-async def streamed(response: aiohttp.ClientResponse) -> AsyncGenerator[Piece, None]:
-    """An answer that comes as server-sent events; the last piece waits for the usage, which comes after it."""
-    reason: FinishReason | None = None
-    counts: Counts | None = None
-    async for event in events(response):
-        counts = counts_of(event["usage"]) if event.get("usage") else counts
-        for choice in event["choices"]:
-            piece = piece_of(choice)
-            reason = piece.finish_reason or reason
-            if piece.text:
-                yield piece.model_copy(update={"finish_reason": None})
-    if reason is None or counts is None:
-        raise EngineLost("the server ended an answer without saying why")
-    yield Piece(text="", num_tokens=0, finish_reason=reason, counts=counts)
-
-
-async def events(response: aiohttp.ClientResponse) -> AsyncGenerator[dict[str, Any], None]:
-    """The JSON bodies of server-sent events, up to `[DONE]`."""
-    async for line in response.content:
-        data = line.decode().strip().removeprefix("data: ")
-        if data == "[DONE]":
-            return
-        if data.startswith("{"):
-            yield json.loads(data)

@@ -72,15 +72,16 @@ class Served:
 class Replica:
     """A host with its models in an event loop of its own, in a thread."""
 
-    def __init__(self, first: Hosting) -> None:
-        self.loop, self.host = asyncio.new_event_loop(), Host()
+    def __init__(self, first: Hosting, start_seconds: float = 250) -> None:
+        self.loop, self.host, self.seconds = asyncio.new_event_loop(), Host(), start_seconds
+        self.engines = {model.engine for model in first.config.models}
         self.thread = threading.Thread(target=self.loop.run_forever, daemon=True)
         self.thread.start()
         self.run(self.host.apply(first))
 
     def run(self, work: Coroutine[Any, Any, T]) -> T:
         """Run something in the loop and wait for it."""
-        return asyncio.run_coroutine_threadsafe(work, self.loop).result(timeout=250)
+        return asyncio.run_coroutine_threadsafe(work, self.loop).result(timeout=self.seconds)
 
     def serving(self, scenario: Callable[[Served], Awaitable[T]], access: Access | None = None) -> T:
         """Run a scenario against the application over this host."""
@@ -88,7 +89,7 @@ class Replica:
         async def run() -> T:
             app = build_app(self.host.gates, self.host.figures, access or Access())
             transport = httpx.ASGITransport(app=app, raise_app_exceptions=False)
-            async with httpx.AsyncClient(transport=transport, base_url="http://test", timeout=250) as client:
+            async with httpx.AsyncClient(transport=transport, base_url="http://test", timeout=self.seconds) as client:
                 return await scenario(Served(self.host, client))
 
         return self.run(run())
