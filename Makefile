@@ -61,8 +61,8 @@ $(ENGINES)/sglang/.shims: $(ENGINES)/sglang/.installed $(wildcard configs/engine
 	cp -r configs/engines/sglang/torchvision_on_cpu.* configs/engines/sglang/sgl_kernel $(@D)/lib/python*/site-packages/
 	touch $@
 
-engines: $(ENGINES)/vllm/.installed $(ENGINES)/sglang/.shims ## set up vllm and sglang on this CPU and test them as teachers
-	WFRAY_ENGINES=$(ENGINES) $(BIN)/python -m pytest -m engine tests/wfray/teacher $(ARGS)
+engines: $(ENGINES)/vllm/.installed $(ENGINES)/sglang/.shims ## set up vllm and sglang on this CPU and test them as teachers and behind the server
+	WFRAY_ENGINES=$(ENGINES) $(BIN)/python -m pytest -m engine tests/wfray/teacher tests/wfray/serving $(ARGS)
 
 # SkyPilot, the tool that launches machines: its pins fit neither the project's nor an engine's.
 SKYPILOT := $(HOME)/.cache/wfray/skypilot

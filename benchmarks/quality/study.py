@@ -7,7 +7,7 @@ Arms, each on the same examples with the same tokens, steps and seed (the names 
 | fp_sft | full precision, no SubLN (FP16-SFT); the teacher of the others | cross-entropy |
 | bitnet_sft | ternary, no SubLN (BitNet-SFT) | cross-entropy |
 | subln | + SubLN | cross-entropy |
-| ct | + alignment and continued training on general text (stages 1.9 and 2) | cross-entropy |
+| ct | + alignment and continued training on general text (stages 1.9 and 2), once for all seeds | cross-entropy |
 | logits_kd | the same | + KL of the logits |
 | attention_kd | the same | + attention relations |
 | bitdistill | the same | both (BitDistill) |
@@ -95,6 +95,7 @@ class Study(Config):
         calls += [self.convert("convert-plain", "none", run), self.convert("convert", "output", run)]
         if self.needs_alignment:
             calls.append(self.teacher("original", str(run / "model")))
+            calls.append(self.call("align", "align", student="convert", corpus="text"))
         for seed in self.seeds:
             calls += self.of_seed(root, run, seed)
         return PipelineConfig(run=str(run), cluster=self.cluster, address=self.address, stages=calls, max_minutes=600.0, max_memory_gb=16.0)
@@ -102,8 +103,6 @@ class Study(Config):
     def of_seed(self, root: Path, run: Path, seed: int) -> list[StageCall]:
         """The stages of one seed; fp_sft comes first, since it is the teacher of others."""
         calls = [self.arm("fp_sft", seed, root), self.teacher(f"tuned-{seed}", str(run / f"fp_sft-{seed}" / "student"))]
-        if self.needs_alignment:
-            calls.append(self.call("align", f"align-{seed}", student="convert", corpus="text", **{"train.seed": seed}))
         calls += [self.arm(name, seed, root) for name in self.arms if name != "fp_sft"]
         subjects = [{"name": name, "kind": "student", "reference": f"{name}-{seed}"} for name in dict.fromkeys(["fp_sft", *self.arms])]
         return [*calls, self.call("evaluate", f"evaluate-{seed}", corpus="task", subjects=subjects)]
@@ -113,7 +112,7 @@ class Study(Config):
         arm = ARMS[name]
         tree = {**read_yaml(root / self.configs["distill"]), **self.overrides.get("distill", {})}
         objectives = [term for term in tree["objectives"] if term["kind"] in arm.terms]
-        student = f"align-{seed}" if arm.aligned else "convert" if arm.subln else "convert-plain"
+        student = "align" if arm.aligned else "convert" if arm.subln else "convert-plain"
         values: dict[str, Any] = {"student": student, "corpus": "task", "objectives": objectives, "train.seed": seed}
         values["teacher"] = {"application": f"tuned-{seed}", "made_by": f"fp_sft-{seed}"} if arm.taught else None
         if not arm.quantized:

@@ -47,7 +47,7 @@ def test_arms_differ_in_student_and_terms_alone(tmp_path: Path) -> None:
     assert {name: arm.student for name, arm in arms.items()} == {  # type: ignore[attr-defined]
         **dict.fromkeys(("fp_sft", "bitnet_sft"), "convert-plain"),
         "subln": "convert",
-        **dict.fromkeys(("ct", "logits_kd", "attention_kd", "bitdistill"), "align-3"),
+        **dict.fromkeys(("ct", "logits_kd", "attention_kd", "bitdistill"), "align"),
     }
     assert {name for name, arm in arms.items() if arm.quantization.schedule == "none"} == {"fp_sft"}  # type: ignore[attr-defined]
     assert {name for name, arm in arms.items() if arm.teacher} == {"logits_kd", "attention_kd", "bitdistill"}  # type: ignore[attr-defined]

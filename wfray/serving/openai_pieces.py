@@ -15,8 +15,14 @@ SERVED_AS = "model"
 class OpenAIDialect:
     """OpenAI's API; implements `Dialect`."""
 
+    def __init__(self, why_no_seeds: str | None = None) -> None:
+        """`why_no_seeds` says why the server would ignore a seed, where it would."""
+        self.why_no_seeds = why_no_seeds
+
     async def ask(self, session: aiohttp.ClientSession, request: Request) -> tuple[str, Json]:
         """See `Dialect.ask`."""
+        if self.why_no_seeds and request.sampling.seed is not None and request.sampling.temperature > 0:
+            raise ValueError(f"seed: {self.why_no_seeds}; ask without it, or with temperature 0")
         return body_of(request)
 
     def read(self, response: aiohttp.ClientResponse, request: Request) -> AsyncGenerator[Piece, None]:

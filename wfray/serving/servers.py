@@ -3,7 +3,7 @@
 | engine | environment | cannot |
 |---|---|---|
 | vllm | its own Python environment | on CPUs: seeds together with chunked prefill, so its prompts are read whole |
-| sglang | its own Python environment | on CPUs: prefix reuse in the set-up that runs there |
+| sglang | its own Python environment | seeds without --enable-deterministic-inference, which no CPU has; on CPUs: prefix reuse |
 | bitnet_cpp | a folder with its llama-server | log-probabilities, echo (see `wfray.serving.llama_server`) |
 
 None of them is fetched or built by the project. Sampling is what a request says: a model's own defaults (top_k and the like, in its
@@ -21,6 +21,8 @@ from wfray.serving.openai_pieces import SERVED_AS, OpenAIDialect
 
 SGLANG_ON_CPU = ["--device", "cpu", "--attention-backend", "torch_native", "--sampling-backend", "pytorch", "--mem-fraction-static", "0.3"]
 SGLANG_ON_CPU += ["--disable-overlap-schedule", "--disable-radix-cache", "--disable-cuda-graph"]
+
+SEEDED = "--enable-deterministic-inference"
 
 
 @dataclass(frozen=True)
@@ -56,7 +58,9 @@ def sglang(model: ServedModel, file: Path) -> ServerLaunch:
     command += ["--host", "127.0.0.1", "--context-length", str(model.context), "--max-running-requests", str(model.slots)]
     command += ["--sampling-defaults", "openai", "--skip-server-warmup", *(SGLANG_ON_CPU if on_cpu() else []), *model.engine_arguments]
     environment = {"SGLANG_USE_CPU_ENGINE": "1"} if on_cpu() else {}
-    return ServerLaunch(command, {**environment, "HF_HUB_OFFLINE": "1", "OMP_NUM_THREADS": str(model.threads)})
+    why_no_seeds = None if SEEDED in model.engine_arguments else f"sglang honours seeds only with engine_arguments: [{SEEDED}]"
+    environment |= {"HF_HUB_OFFLINE": "1", "OMP_NUM_THREADS": str(model.threads)}
+    return ServerLaunch(command, environment, OpenAIDialect(why_no_seeds))
 
 
 def bitnet_cpp(model: ServedModel, file: Path) -> ServerLaunch:
