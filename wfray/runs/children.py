@@ -1,9 +1,10 @@
 """Servers that a process of ours starts: where they may listen, and that none outlives its parent."""
 
 import ctypes
+import os
 import signal
 import socket
-from contextlib import ExitStack
+from contextlib import ExitStack, suppress
 
 LINUX_PR_SET_PDEATHSIG = 1
 
@@ -11,6 +12,12 @@ LINUX_PR_SET_PDEATHSIG = 1
 def die_with_parent() -> None:
     """In the child: ask the kernel for SIGTERM when the parent dies, on which servers end their own processes in order."""
     ctypes.CDLL(None).prctl(LINUX_PR_SET_PDEATHSIG, signal.SIGTERM)
+
+
+def end_group(leader: int) -> None:
+    """Kill what is left of the process group of a server that has ended: vllm's engine outlives its server, with the model in memory."""
+    with suppress(ProcessLookupError):
+        os.killpg(leader, signal.SIGKILL)
 
 
 def free_port() -> int:

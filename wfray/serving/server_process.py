@@ -12,7 +12,7 @@ from contextlib import aclosing
 
 import aiohttp
 
-from wfray.runs.children import die_with_parent, free_port
+from wfray.runs.children import die_with_parent, end_group, free_port
 from wfray.serving.backend import EngineLost, Pieces
 from wfray.serving.dialects import Dialect, check
 from wfray.serving.engine import Request
@@ -108,3 +108,4 @@ class ServerProcess:
     async def _wait(self) -> None:
         while self.process.poll() is None:
             await asyncio.sleep(POLL_SECONDS)
+        end_group(self.process.pid)

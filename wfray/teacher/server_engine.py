@@ -24,7 +24,7 @@ from torch import Tensor
 from wfray.config.teacher import EngineName
 from wfray.data.tokenizer import load_directory_tokenizer, tokenizer_sha256
 from wfray.quant.precision import DTYPES
-from wfray.runs.children import die_with_parent, free_port
+from wfray.runs.children import die_with_parent, end_group, free_port
 from wfray.student.checkpoint import read_config
 from wfray.student.weights import Weights
 from wfray.teacher.engine import signals_of_hidden
@@ -120,8 +120,9 @@ class ServerEngine(ABC):
             try:
                 self.process.wait(STOP_SECONDS)
             except subprocess.TimeoutExpired:
-                os.killpg(self.process.pid, signal.SIGKILL)
+                self.process.kill()
                 self.process.wait()
+        end_group(self.process.pid)
         self.log.close()
 
     def post(self, path: str, body: dict) -> requests.Response:

@@ -6,6 +6,7 @@ import signal
 from pathlib import Path
 from typing import Any
 
+import psutil
 import pytest
 
 from tests.wfray.serving.served import WEEK, Replica, Served, hosting
@@ -88,11 +89,14 @@ def test_log_probabilities_are_given_or_refused(replica: Replica) -> None:
         assert len(logprobs["tokens"]) == 4 and all(value <= 0 for value in logprobs["token_logprobs"])
 
 
-def test_a_killed_server_is_started_again(replica: Replica) -> None:
-    async def scenario(served: Served) -> tuple[int, Any]:
-        os.kill(served.host.gates["smol"].backend.life.pid, signal.SIGKILL)
+def test_a_killed_server_is_started_again_and_leaves_no_process(replica: Replica) -> None:
+    async def scenario(served: Served) -> tuple[list[psutil.Process], int, Any]:
+        server = psutil.Process(served.host.gates["smol"].backend.life.pid)
+        family = [server, *server.children(recursive=True)]
+        server.send_signal(signal.SIGKILL)
         answer = await served.complete("Once upon a time")
-        return served.host.gates["smol"].backend.restarts, answer
+        return family, served.host.gates["smol"].backend.restarts, answer
 
-    restarts, answer = replica.serving(scenario)
+    family, restarts, answer = replica.serving(scenario)
     assert restarts == 1 and answer.status_code == 200 and answer.json()["usage"]["completion_tokens"] == 8
+    assert not [process for process in family if process.is_running() and process.status() != psutil.STATUS_ZOMBIE]
