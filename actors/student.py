@@ -38,7 +38,7 @@ def train_student(config: TrainConfig, directory: Path, student: Path, corpus: P
     Raises:
         ValueError: something that the user can mend.
     """
-    rows_of_step(config, PackedCorpus(corpus).index.sequence_length)
+    config.rows_of_step(PackedCorpus(corpus).index.sequence_length)
     mistake = directory / MISTAKE
     remove(mistake)
     task = {
@@ -107,18 +107,3 @@ def announced_losses() -> Callable[[], int] | None:
         return len(info.preempted_node_to_ranks) if info else 0
 
     return count
-
-
-def rows_of_step(config: TrainConfig, sequence_length: int) -> int:
-    """Rows of a step from the configuration's tokens.
-
-    Raises:
-        ValueError: the batch is not a whole number of rows, or does not divide over some possible number of workers.
-    """
-    if config.train.batch_tokens % sequence_length:
-        raise ValueError(
-            f"train.batch_tokens {config.train.batch_tokens} is not a multiple of the corpus's sequence length {sequence_length}"
-        )
-    rows = config.train.batch_tokens // sequence_length
-    config.train.check_batch(rows, "rows")
-    return rows

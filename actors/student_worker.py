@@ -6,7 +6,6 @@ from typing import Any
 
 import torch
 
-from actors.student import rows_of_step
 from actors.student_metrics import with_metrics
 from actors.teacher_client import TeacherClient
 from wfray.config.diffuse import DiffuseConfig
@@ -95,7 +94,7 @@ def set_determinism(config: TrainConfig) -> None:
 def step_plan(config: TrainConfig, sequence_length: int, first_step: int) -> StepPlan:
     """How the rows of a step are cut and asked for."""
     in_flight = config.teacher.in_flight if config.teacher else 1
-    return StepPlan(rows_of_step(config, sequence_length), config.train.micro_rows, config.num_steps, first_step, in_flight)
+    return StepPlan(config.rows_of_step(sequence_length), config.train.micro_rows, config.num_steps, first_step, in_flight)
 
 
 def connect_teacher(config: TrainConfig, corpus: PackedCorpus, student: Any, vocab_size: int) -> TeacherClient | None:

@@ -312,3 +312,16 @@ class TrainConfig(StageConfig):
     def num_steps(self) -> int:
         """Optimizer steps in the budget."""
         return self.train.num_steps
+
+    def rows_of_step(self, sequence_length: int) -> int:
+        """Rows of a step from the configuration's tokens.
+
+        Raises:
+            ValueError: the batch is not a whole number of rows, or does not divide over some possible number of workers.
+        """
+        tokens = self.train.batch_tokens
+        if tokens % sequence_length:
+            raise ValueError(f"train.batch_tokens {tokens} is not a multiple of the corpus's sequence length {sequence_length}")
+        rows = tokens // sequence_length
+        self.train.check_batch(rows, "rows")
+        return rows

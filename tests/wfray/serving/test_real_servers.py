@@ -13,7 +13,7 @@ from tests.wfray.serving.served import WEEK, Replica, Served, hosting
 from wfray.config.teacher import TeacherConfig
 from wfray.student import materialize
 
-pytestmark = pytest.mark.engine
+pytestmark = [pytest.mark.engine, pytest.mark.timeout(900)]
 ROOT = Path(__file__).parents[3]
 ENGINES = Path(os.environ.get("WFRAY_ENGINES", "~/.cache/wfray/engines")).expanduser()
 CHAT = {"model": "smol", "messages": WEEK, "temperature": 0, "max_tokens": 24}
