@@ -11,6 +11,7 @@ Arms, each on the same examples with the same tokens, steps and seed (the names 
 | logits_kd | the same | + KL of the logits |
 | attention_kd | the same | + attention relations |
 | bitdistill | the same | both (BitDistill) |
+| layers_kd | that of subln, without alignment before | + KL of the logits, and every layer drawn to the tuned teacher's; not in the paper |
 
 Every stage is one of the repository's jobs with a configuration file and overrides, so a study is a pipeline: what is done is
 skipped, what was killed is resumed, and more seeds or arms are added by naming them.
@@ -52,8 +53,9 @@ ARMS: dict[str, Arm] = {
     "logits_kd": Arm(terms=("cross_entropy", "logits_kl")),
     "attention_kd": Arm(terms=("cross_entropy", "attention_relations")),
     "bitdistill": Arm(terms=("cross_entropy", "logits_kl", "attention_relations")),
+    "layers_kd": Arm(aligned=False, terms=("cross_entropy", "logits_kl", "alignment")),
 }
-ArmName = Literal["fp_sft", "bitnet_sft", "subln", "ct", "logits_kd", "attention_kd", "bitdistill"]
+ArmName = Literal["fp_sft", "bitnet_sft", "subln", "ct", "logits_kd", "attention_kd", "bitdistill", "layers_kd"]
 
 
 class Study(Config):
@@ -112,6 +114,8 @@ class Study(Config):
         arm = ARMS[name]
         tree = {**read_yaml(root / self.configs["distill"]), **self.overrides.get("distill", {})}
         objectives = [term for term in tree["objectives"] if term["kind"] in arm.terms]
+        if missing := set(arm.terms) - {term["kind"] for term in objectives}:
+            raise ValueError(f"arm {name} needs objectives of kind {', '.join(sorted(missing))}: {self.configs['distill']} has none")
         student = "align" if arm.aligned else "convert" if arm.subln else "convert-plain"
         values: dict[str, Any] = {"student": student, "corpus": "task", "objectives": objectives, "train.seed": seed}
         values["teacher"] = {"application": f"tuned-{seed}", "made_by": f"fp_sft-{seed}"} if arm.taught else None

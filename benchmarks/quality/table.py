@@ -23,6 +23,7 @@ NAMES = {
     "logits_kd": "+ logits KD",
     "attention_kd": "+ attention KD",
     "bitdistill": "BitDistill (all)",
+    "layers_kd": "SubLN + logits and layers KD",
 }
 
 

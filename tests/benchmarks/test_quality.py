@@ -46,12 +46,18 @@ def test_arms_differ_in_student_and_terms_alone(tmp_path: Path) -> None:
     assert len(set(shared)) == 1
     assert {name: arm.student for name, arm in arms.items()} == {  # type: ignore[attr-defined]
         **dict.fromkeys(("fp_sft", "bitnet_sft"), "convert-plain"),
-        "subln": "convert",
+        **dict.fromkeys(("subln", "layers_kd"), "convert"),
         **dict.fromkeys(("ct", "logits_kd", "attention_kd", "bitdistill"), "align"),
     }
     assert {name for name, arm in arms.items() if arm.quantization.schedule == "none"} == {"fp_sft"}  # type: ignore[attr-defined]
-    assert {name for name, arm in arms.items() if arm.teacher} == {"logits_kd", "attention_kd", "bitdistill"}  # type: ignore[attr-defined]
+    assert {name for name, arm in arms.items() if arm.teacher} == {"logits_kd", "attention_kd", "bitdistill", "layers_kd"}  # type: ignore[attr-defined]
     assert arms["bitdistill"].parents["teacher"] == "fp_sft-3"  # type: ignore[attr-defined]
+
+
+def test_an_arm_whose_term_the_configuration_lacks_is_refused(tmp_path: Path) -> None:
+    study = Study.load(ROOT / "benchmarks/quality/mnli_qwen3_0_6b.yaml", ["arms=[layers_kd]"])
+    with pytest.raises(ValueError, match="arm layers_kd needs objectives of kind alignment: configs/distill/qwen3_0_6b.yaml has none"):
+        study.pipeline(ROOT, tmp_path)
 
 
 def write_stage(run: Path, name: str, figures: dict[str, Any], seconds: float = 10.0) -> Path:
