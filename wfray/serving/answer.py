@@ -15,6 +15,14 @@ from wfray.serving.sampling import Logits, choose, likeliest, log_normalizer
 TokenBytes = Callable[[int], bytes]
 
 
+def budget_of(wanted: int | None, prompt_tokens: int, context: int) -> int:
+    """Tokens that an answer may have: `wanted`, or as many as fit; raises `ValueError` where the prompt leaves no room."""
+    room = context - prompt_tokens
+    if room < 0 or (room == 0 and wanted != 0):
+        raise ValueError(f"the prompt has {prompt_tokens} tokens, but the context is {context} tokens, answer included")
+    return room if wanted is None else min(room, wanted)
+
+
 class Answer:
     """Chooses tokens for one request until it is finished."""
 
@@ -30,12 +38,8 @@ class Answer:
         Raises:
             ValueError: the prompt leaves no room in the context.
         """
-        wanted = request.sampling.max_tokens
-        room = context - len(prompt)
-        if room < 0 or (room == 0 and wanted != 0):
-            raise ValueError(f"the prompt has {len(prompt)} tokens, but the context is {context} tokens, answer included")
+        self.budget = budget_of(request.sampling.max_tokens, len(prompt), context)
         self.request, self.prompt, self.token_bytes = request, prompt, token_bytes
-        self.budget = room if wanted is None else min(room, wanted)
         self.text = AnswerText(request.sampling.stop)
         seed = request.sampling.seed
         self.generator = np.random.default_rng(secrets.randbits(64) if seed is None else seed)

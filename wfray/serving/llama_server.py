@@ -9,12 +9,14 @@ what was computed before.
 """
 
 from collections.abc import AsyncGenerator
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
 import aiohttp
 
 from wfray.export.gguf_header import metadata
+from wfray.serving.answer import budget_of
 from wfray.serving.backend import EngineLost
 from wfray.serving.dialects import Json, check, events
 from wfray.serving.engine import Chat, Counts, FinishReason, Piece, Request
@@ -39,10 +41,7 @@ class LlamaServerDialect:
         if request.num_logprobs is not None or request.echo:
             raise ValueError("bitnet.cpp's server gives no log-probabilities and no echo: ask without logprobs and echo")
         tokens, sampling = await self.tokens_of(session, request.prompt), request.sampling
-        room = self.context - len(tokens)
-        if room <= 0:
-            raise ValueError(f"the prompt has {len(tokens)} tokens, but the context is {self.context} tokens, answer included")
-        budget = room if sampling.max_tokens is None else min(room, sampling.max_tokens)
+        budget = budget_of(sampling.max_tokens, len(tokens), self.context)
         body = {"prompt": tokens, "n_predict": budget, "temperature": sampling.temperature, "top_p": sampling.top_p}
         # The server's own choices of these cut unlikely tokens off, which nobody asked for.
         body |= {"top_k": 0, "min_p": 0.0, "stop": list(sampling.stop), "stream": True}
@@ -72,14 +71,18 @@ class LlamaServerDialect:
 
     def render(self, messages: Any) -> str:
         """A conversation in the file's own template."""
+        if "tokenizer.chat_template" not in self.found:
+            raise ValueError("this model has no chat template: use /v1/completions")
+        return str(self.formatter(messages=messages).prompt)
+
+    @cached_property
+    def formatter(self) -> Any:
+        """The renderer of the template; the import loads llama.cpp's library, which no other server needs."""
         from llama_cpp.llama_chat_format import Jinja2ChatFormatter
 
-        template = self.found.get("tokenizer.chat_template")
-        if template is None:
-            raise ValueError("this model has no chat template: use /v1/completions")
         words = self.found["tokenizer.ggml.tokens"]
         bos, eos = (words[self.found[f"tokenizer.ggml.{name}_token_id"]] for name in ("bos", "eos"))
-        return Jinja2ChatFormatter(template=template, bos_token=bos, eos_token=eos)(messages=messages).prompt
+        return Jinja2ChatFormatter(template=self.found["tokenizer.chat_template"], bos_token=bos, eos_token=eos)
 
 
 async def tokenize(session: aiohttp.ClientSession, text: str, add_special: bool) -> list[int]:
