@@ -97,7 +97,6 @@ class ServerProcess:
 
     async def close(self) -> None:
         """See `Life.close`."""
-        await self.session.close()
         if self.process.poll() is None:
             os.killpg(self.process.pid, signal.SIGTERM)
             await asyncio.wait([self.ended], timeout=STOP_SECONDS)
@@ -109,3 +108,4 @@ class ServerProcess:
         while self.process.poll() is None:
             await asyncio.sleep(POLL_SECONDS)
         end_group(self.process.pid)
+        await self.session.close()
