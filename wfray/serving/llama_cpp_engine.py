@@ -24,6 +24,8 @@ from wfray.serving.llama_context import LlamaContext
 
 COPY_GAIN = 64
 """Tokens that a copied slot must save beyond what a free one has, to be worth its copy."""
+SHARED_TOKENS = 16
+"""Shared beginnings are compared in steps of so many tokens: fewer are computed faster than a slot apart from the others costs."""
 
 
 @dataclass
@@ -51,6 +53,11 @@ class Job:
     def sequence(self) -> list[int]:
         """Prompt and answer so far."""
         return self.answer.prompt + self.answer.tokens
+
+    @property
+    def num_pending(self) -> int:
+        """Tokens of the sequence that are not computed yet; 1 while decoding."""
+        return len(self.answer.prompt) + len(self.answer.tokens) - len(self.slot.held)
 
 
 class LlamaCppEngine:
@@ -140,8 +147,7 @@ class LlamaCppEngine:
 
     def begin(self, answer: Answer) -> Slot:
         """A free slot with as much of the prompt as is computed already; at least one token is computed anew."""
-        taken = [job.slot.index for job in self.jobs.values()]
-        slot = max((slot for slot in self.cache if slot.index not in taken), key=lambda slot: (slot.shares(answer.prompt), -len(slot.held)))
+        slot = self.best_slot(answer.prompt)
         shared, best = slot.shares(answer.prompt), max(self.cache, key=lambda other: other.shares(answer.prompt))
         if best.shares(answer.prompt) >= shared + COPY_GAIN and not answer.scores_prompt:
             self.llama.copy(best.index, slot.index)
@@ -151,10 +157,23 @@ class LlamaCppEngine:
         slot.held = answer.prompt[: answer.cached]
         return slot
 
+    def best_slot(self, prompt: list[int]) -> Slot:
+        """The free slot that shares most with a prompt; of those that share about as much one beside slots at work, else the emptiest."""
+        taken = {job.slot.index for job in self.jobs.values()}
+
+        def worth(slot: Slot) -> tuple[int, int, int]:
+            neighbours = sum(slot.index + step in taken for step in (-1, 1))
+            return slot.shares(prompt) // SHARED_TOKENS, neighbours, -len(slot.held)
+
+        return max((slot for slot in self.cache if slot.index not in taken), key=worth)
+
     def fill(self) -> list[tuple[Job, range]]:
-        """Put what every answer needs next into the batch, decoding first: the answers and their rows."""
+        """Put what every answer needs next into the batch, decoding first: the answers and their rows.
+
+        In the order of slots, since llama.cpp computes streams together only where their numbers follow each other.
+        """
         rows = []
-        for job in sorted(self.jobs.values(), key=lambda job: len(job.answer.prompt) - len(job.slot.held)):
+        for job in sorted(self.jobs.values(), key=lambda job: (job.num_pending, job.slot.index)):
             first, sequence = len(job.slot.held), job.sequence
             pending = sequence[first : first + self.llama.room]
             if pending:
