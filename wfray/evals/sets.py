@@ -23,6 +23,7 @@ import tarfile
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any, Literal
+from zlib import crc32
 
 from wfray.config.data import ReleaseFiles
 from wfray.data.packages import fetch, unpacked_directory
@@ -120,14 +121,16 @@ def boolq_row(row: Row) -> Row:
 
 SENTENCE_END = re.compile(r"""(?<=[.!?])["”)\]]*\s+(?=["“(\[]?[A-Z0-9])""")
 TEST_ARTICLE_EVERY = 6
+SHARED_WORDS = 2
+"""With a question that a sentence which does not answer it has where there is such a one: GLUE leaves out pairs that share little."""
 
 
 def qnli() -> dict[str, list[Row]]:
     """A question with a sentence of its passage, and `answer`: whether the sentence answers it.
 
     GLUE's QNLI pairs a question with every sentence and leaves out pairs that share few words. Here questions take turns: one gets the
-    sentence that holds its answer (yes), the next the other one that shares most words with it (no), so that answers are even and no pair
-    tells another's. Every sixth article is test.
+    sentence that holds its answer (yes), the next another one that shares words with it, drawn by a hash (no), so that answers are even and
+    no pair tells another's. Every sixth article is test.
     """
     text = place(BIGBENCH, "bigbench/benchmark_tasks/squad_shifts/squaddev_v1.1.json").read_text(encoding="utf-8")
     articles = json.loads(text)["data"]
@@ -155,8 +158,9 @@ def qnli_pairs(paragraph: Row) -> list[tuple[Row, Row]]:
         holding = [number for number, start in enumerate(starts) if start <= first and last <= ends[number]]
         others = [sentence for number, sentence in enumerate(sentences) if number not in holding]
         if holding and others:
-            nearest = max(others, key=lambda sentence: len(words(sentence) & words(question)))
-            both = ({"sentence": sentences[holding[0]], "answer": "yes"}, {"sentence": nearest, "answer": "no"})
+            alike = [sentence for sentence in others if len(words(sentence) & words(question)) >= SHARED_WORDS] or others
+            other = alike[crc32(question.encode()) % len(alike)]
+            both = ({"sentence": sentences[holding[0]], "answer": "yes"}, {"sentence": other, "answer": "no"})
             pairs.append(({"question": question, **both[0]}, {"question": question, **both[1]}))
     return pairs
 

@@ -12,7 +12,7 @@ PARAGRAPH = {
 }
 
 
-def test_a_question_meets_the_sentence_with_its_answer_and_the_nearest_other_one() -> None:
+def test_a_question_meets_the_sentence_with_its_answer_and_another_that_shares_words() -> None:
     pairs = qnli_pairs(PARAGRAPH)
     question = "Where does the Rhine end?"
     assert pairs[0] == (

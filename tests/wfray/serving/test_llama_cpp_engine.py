@@ -96,6 +96,22 @@ def test_a_beginning_is_copied_from_a_slot_at_work(model_file):
     engine.close()
 
 
+def test_answers_under_way_stand_side_by_side_and_in_order(model_file):
+    engine = LlamaCppEngine(model_file, context=64, slots=6, threads=1)
+    for number in range(6):
+        engine.add(number, Request(prompt=f"{number} is a number", sampling=greedy(max_tokens=40)))
+    engine.step()
+    for number in (4, 1, 2, 0):
+        engine.drop(number)
+    for number in (6, 7):
+        engine.add(number, Request(prompt="Once upon a time", sampling=greedy(max_tokens=40)))
+    engine.step()
+    slots = {number: job.slot.index for number, job in engine.jobs.items()}
+    assert {slots[6], slots[7]} == {2, 4}, "beside 3 and 5, not apart from them in 0 and 1"
+    assert [job.slot.index for job, _ in engine.fill()] == [2, 3, 4, 5]
+    engine.close()
+
+
 def assert_same_scores(piece: Piece, file: Path | str, prompt: str) -> None:
     """The first token of an answer was as likely as where nothing had been computed before."""
     fresh = LlamaCppEngine(Path(file), context=256, slots=1, threads=1)
