@@ -15,6 +15,12 @@ from wfray.serving.sampling import Logits, choose, likeliest, log_normalizer
 TokenBytes = Callable[[int], bytes]
 
 
+def check_vocabulary(tokens: Sequence[int], vocab_size: int) -> None:
+    """Raises `ValueError` for a token id that the model does not have."""
+    if wrong := [token for token in tokens if not 0 <= token < vocab_size]:
+        raise ValueError(f"token id {wrong[0]} is not in the vocabulary of {vocab_size}")
+
+
 def budget_of(wanted: int | None, prompt_tokens: int, context: int) -> int:
     """Tokens that an answer may have: `wanted`, or as many as fit; raises `ValueError` where the prompt leaves no room."""
     room = context - prompt_tokens

@@ -18,7 +18,7 @@ from pathlib import Path
 
 from llama_cpp.llama_chat_format import Jinja2ChatFormatter
 
-from wfray.serving.answer import Answer
+from wfray.serving.answer import Answer, check_vocabulary
 from wfray.serving.engine import Chat, Piece, Request, join
 from wfray.serving.llama_context import LlamaContext
 
@@ -103,8 +103,7 @@ class LlamaCppEngine:
         if prompt and isinstance(prompt[0], dict):
             return self.llama.tokenize(self.render(prompt), add_special=False)
         tokens: list[int] = prompt  # type: ignore[assignment]
-        if wrong := [token for token in tokens if not 0 <= token < self.llama.vocab_size]:
-            raise ValueError(f"token id {wrong[0]} is not in the vocabulary of {self.llama.vocab_size}")
+        check_vocabulary(tokens, self.llama.vocab_size)
         return tokens or [self.llama.model.token_bos()]
 
     def render(self, messages: Chat) -> str:

@@ -16,7 +16,7 @@ from typing import Any
 import aiohttp
 
 from wfray.export.gguf_header import metadata
-from wfray.serving.answer import budget_of
+from wfray.serving.answer import budget_of, check_vocabulary
 from wfray.serving.backend import EngineLost
 from wfray.serving.dialects import Json, check, events
 from wfray.serving.engine import Chat, Counts, FinishReason, Piece, Request
@@ -65,8 +65,7 @@ class LlamaServerDialect:
         if prompt and isinstance(prompt[0], dict):
             return await tokenize(session, self.render(prompt), add_special=False)
         tokens: list[int] = prompt  # type: ignore[assignment]
-        if wrong := [token for token in tokens if not 0 <= token < self.vocab_size]:
-            raise ValueError(f"token id {wrong[0]} is not in the vocabulary of {self.vocab_size}")
+        check_vocabulary(tokens, self.vocab_size)
         return tokens or [self.found["tokenizer.ggml.bos_token_id"]]
 
     def render(self, messages: Any) -> str:

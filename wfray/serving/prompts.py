@@ -2,6 +2,7 @@
 
 from transformers import PreTrainedTokenizerBase
 
+from wfray.serving.answer import check_vocabulary
 from wfray.serving.engine import Chat
 
 
@@ -19,7 +20,6 @@ def prompt_tokens(tokenizer: PreTrainedTokenizerBase, vocab_size: int, prompt: s
         tokens = tokenizer.apply_chat_template(prompt, add_generation_prompt=True, return_dict=False)
     else:
         tokens = prompt
-    if wrong := [token for token in tokens if not 0 <= token < vocab_size]:
-        raise ValueError(f"token id {wrong[0]} is not in the vocabulary of {vocab_size}")
+    check_vocabulary(tokens, vocab_size)
     first = tokenizer.eos_token_id if tokenizer.bos_token_id is None else tokenizer.bos_token_id
     return list(tokens) or [first]
