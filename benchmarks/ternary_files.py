@@ -21,7 +21,15 @@ from wfray.student import materialize
 SOURCE = PackageGGUF.model_validate(read_yaml(ROOT / "configs" / "models" / "smollm2_135m.yaml"))
 TERNARY: dict[str, Format] = {
     f"ternary {linear}, head {head}": GGUF(kind="gguf", path=f"{linear}-{head}.gguf", linear_type=linear, embedding_type=head)
-    for linear, head in [("Q4_0", "F16"), ("Q4_0", "Q8_0"), ("TQ2_0", "Q8_0"), ("TQ2_0", "Q6_K"), ("TQ1_0", "Q6_K"), ("F16", "F16")]
+    for linear, head in [
+        ("Q4_0", "F16"),
+        ("Q4_0", "Q8_0"),
+        ("Q4_0", "Q5_0"),
+        ("TQ2_0", "Q8_0"),
+        ("TQ2_0", "Q6_K"),
+        ("TQ1_0", "Q6_K"),
+        ("F16", "F16"),
+    ]
 }
 OTHERS: dict[str, Format] = {
     "ternary I2_S, head F16": I2S(kind="i2_s", path="I2_S-F16.gguf", layout="x86"),

@@ -7,7 +7,7 @@ from pydantic import Field, NonNegativeFloat, PositiveInt, model_validator
 from wfray.config.base import Config, StageConfig
 
 LinearType = Literal["Q4_0", "TQ2_0", "TQ1_0", "F16"]
-EmbeddingType = Literal["F16", "Q8_0", "Q6_K"]
+EmbeddingType = Literal["F16", "Q8_0", "Q6_K", "Q5_0"]
 Layout = Literal["x86", "arm"]
 Form = Literal["packed", "unpacked", "latent"]
 
@@ -21,7 +21,8 @@ class GGUF(Config):
     linear_type: LinearType = "Q4_0"
     """Storage of the ternary matrices, exact in every type. TQ2_0 and TQ1_0 pad the hidden axis to a multiple of 256."""
     embedding_type: EmbeddingType = "F16"
-    """Storage of the embedding, which is the head too. Q8_0 rounds it to 53% of F16's bytes, Q6_K to 41% in rows of a multiple of 256."""
+    """Storage of the embedding, which is the head too. Q8_0 rounds it to 53% of F16's bytes, Q5_0 to 34%, Q6_K to 41% and only in rows of a
+    multiple of 256."""
 
 
 class I2S(Config):

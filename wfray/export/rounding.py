@@ -2,7 +2,7 @@
 
 | engine, weights                     | activations                                                    |
 |-------------------------------------|----------------------------------------------------------------|
-| llama.cpp, Q4_0 and Q8_0            | blocks of 32, step max/127, the step kept in float16 (`Q8_0`)   |
+| llama.cpp, Q4_0, Q5_0 and Q8_0      | blocks of 32, step max/127, the step kept in float16 (`Q8_0`)   |
 | llama.cpp, TQ2_0, TQ1_0 and Q6_K    | blocks of 256, step max/127 (`Q8_K`)                            |
 | llama.cpp, F16                      | float16                                                        |
 | transformers' bitnet, the student   | one block a token, step max/127                                |
@@ -72,6 +72,7 @@ ROUNDINGS: dict[str, Rounding] = {
     "TQ2_0": Int8Blocks(256),
     "TQ1_0": Int8Blocks(256),
     "Q6_K": Int8Blocks(256),
+    "Q5_0": Int8Blocks(32, half_step=True),
     "F16": half,
 }
 """llama.cpp's, by the type of the weights."""

@@ -1,9 +1,10 @@
 """llama.cpp through the low-level calls of llama-cpp-python: one model, and a key-value cache of one stream a slot.
 
 Streams are apart (`kv_unified` off), so that attention of a short answer does not run over the cache of long ones; a whole stream can be
-copied to another, which is how a common beginning is shared. Token ids, positions and slots of a batch are numpy views of llama.cpp's own
-memory. Tokens a pass are bounded (`BATCH_TOKENS`), so that answers under way go on while a long prompt is read. Flash attention is off: on
-CPUs it sums in 16 bits, which moves log-probabilities by a tenth.
+copied to another, which is how a common beginning is shared. Streams whose numbers follow each other in a batch are computed together,
+others one after the other, for each of which all weights are read again. Token ids, positions and slots of a batch are numpy views of
+llama.cpp's own memory. Tokens a pass are bounded (`BATCH_TOKENS`), so that answers under way go on while a long prompt is read. Flash
+attention is off: on CPUs it sums in 16 bits, which moves log-probabilities by a tenth.
 """
 
 import ctypes

@@ -2,7 +2,8 @@
 
 Every step is one pass over one batch: the next token of each answer under way, and as many tokens of prompts as still fit. An answer that
 ends frees its slot at once for the next request in the queue. A slot keeps what it has computed: a request takes the free slot that
-shares the longest beginning with it, or a copy of a slot at work that shares much more, and only the rest is computed.
+shares the longest beginning with it, or a copy of a slot at work that shares much more, and only the rest is computed. Slots at work are
+kept side by side, since llama.cpp computes only those together (see `LlamaContext`).
 
 Why the batch interface of llama-cpp-python: MIT as llama.cpp itself, built by the one package that parity and evaluation need
 anyway, with log-probabilities of prompts, and no second server to configure. llama.cpp's own server on PyPI is wrapped under the AGPL,

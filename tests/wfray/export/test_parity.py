@@ -54,6 +54,7 @@ CASES = [
     ("even", {"linear_type": "TQ2_0", "embedding_type": "Q6_K"}),
     ("narrow", {"linear_type": "Q4_0"}),
     ("narrow", {"linear_type": "Q4_0", "embedding_type": "Q6_K"}),
+    ("narrow", {"linear_type": "Q4_0", "embedding_type": "Q5_0"}),
     ("narrow", {"linear_type": "TQ2_0"}),
     ("narrow", {"linear_type": "TQ1_0", "embedding_type": "Q8_0"}),
     ("narrow", {"linear_type": "F16"}),
