@@ -74,7 +74,7 @@ class ServeConfig(StageConfig):
     """Requests that may wait for a model of a replica beside those in its slots; more are answered 429 with Retry-After."""
     deadline_seconds: PositiveFloat = 600.0
     """From a request's arrival to the end of its answer; later ones are ended with an error."""
-    flush_seconds: NonNegativeFloat = 0.1
+    flush_seconds: NonNegativeFloat = 0.05
     """Pieces of a stream that come within this time are sent as one. The first and the last are never held."""
     stall_seconds: PositiveFloat = 300.0
     """An engine that owes a word for so long is killed and started again."""
