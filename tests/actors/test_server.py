@@ -11,6 +11,7 @@ import openai
 import psutil
 import pytest
 import requests
+from prometheus_client.parser import text_string_to_metric_families
 from ray import serve
 
 from actors.server import deploy, is_running
@@ -114,27 +115,38 @@ def test_a_probe_is_answered_and_timed(url, monkeypatch):
         ask(url, "third", "Hi", Probes(), KEY)
 
 
-def test_a_client_that_disconnects_frees_its_slot(client, url):
-    """Two streams fill both slots for minutes; closed, they let the next request in at once."""
-    streams = [client.completions.create(model="first", prompt="a" * n, max_tokens=250, temperature=0, stream=True) for n in (1, 2)]
-    for stream in streams:
-        next(iter(stream))
-        stream.close()
-    metrics = ""
+@pytest.mark.parametrize("stream", [True, False])
+def test_a_client_that_disconnects_frees_its_slots(client, url, stream):
+    """Six long answers fill both slots and the queue; the client goes, and most of them are never finished."""
+    finished_before, _ = finished_and_inside(url)
+    body = {"model": "first", "prompt": "1, 2, 3, 4,", "max_tokens": 240, "temperature": 0, "n": 6, "stream": stream}
+    with requests.Session() as session:
+        if stream:
+            response = session.post(f"{url}/v1/completions", json=body, headers=HEADERS, timeout=60, stream=True)
+            assert next(response.iter_lines()).startswith(b"data: {")
+            response.close()
+        else:
+            with pytest.raises(requests.Timeout):
+                session.post(f"{url}/v1/completions", json=body, headers=HEADERS, timeout=0.3)
     deadline = time.monotonic() + 60
-    while 'wfray_serving_inside{model="first"} 0.0' not in metrics:
-        assert time.monotonic() < deadline, metrics
-        metrics = requests.get(f"{url}/metrics", timeout=60).text
-    whole = requests.Session()
-    with pytest.raises(requests.Timeout):
-        whole.post(
-            f"{url}/v1/completions",
-            json={"model": "first", "prompt": "b", "max_tokens": 250, "temperature": 0},
-            headers={"authorization": f"Bearer {KEY}"},
-            timeout=0.3,
-        )
-    whole.close()
+    while (state := finished_and_inside(url))[1]:
+        assert time.monotonic() < deadline, state
+    assert state[0] - finished_before < 6
     assert client.completions.create(model="first", prompt="c", max_tokens=1).usage.completion_tokens == 1
+
+
+def finished_and_inside(url: str) -> tuple[float, float]:
+    """Answers of the first model that were finished, and those that are being made or wait."""
+    families = {family.name: family for family in text_string_to_metric_families(requests.get(f"{url}/metrics", timeout=60).text)}
+    mine = [
+        [
+            sample.value
+            for sample in families[f"wfray_serving_{name}"].samples
+            if sample.labels["model"] == "first" and sample.name.endswith(end)
+        ]
+        for name, end in (("answers", "_total"), ("inside", "inside"))
+    ]
+    return sum(mine[0]), sum(mine[1])
 
 
 def test_a_killed_engine_is_replaced_while_the_other_model_answers(client, url):
