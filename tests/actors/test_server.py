@@ -137,16 +137,10 @@ def test_a_client_that_disconnects_frees_its_slots(client, url, stream):
 
 def finished_and_inside(url: str) -> tuple[float, float]:
     """Answers of the first model that were finished, and those that are being made or wait."""
-    families = {family.name: family for family in text_string_to_metric_families(requests.get(f"{url}/metrics", timeout=60).text)}
-    mine = [
-        [
-            sample.value
-            for sample in families[f"wfray_serving_{name}"].samples
-            if sample.labels["model"] == "first" and sample.name.endswith(end)
-        ]
-        for name, end in (("answers", "_total"), ("inside", "inside"))
-    ]
-    return sum(mine[0]), sum(mine[1])
+    families = text_string_to_metric_families(requests.get(f"{url}/metrics", timeout=60).text)
+    samples = [sample for family in families for sample in family.samples if sample.labels.get("model") == "first"]
+    finished, inside = ([s.value for s in samples if s.name == f"wfray_serving_{name}"] for name in ("answers_total", "inside"))
+    return sum(finished), sum(inside)
 
 
 def test_a_killed_engine_is_replaced_while_the_other_model_answers(client, url):
