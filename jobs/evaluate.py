@@ -29,11 +29,11 @@ def main(config: EvaluateConfig) -> None:
     if stage.done:
         print(f"{config.stage}: already done in {stage.directory}")
         return
-    if not stage.resumable:
-        remove(stage.directory / HARNESS)
     connect()
     tables = []
     with stage, stage.metrics() as metrics:
+        if not stage.resumed:
+            remove(stage.directory / HARNESS)
         if config.checkpoints:
             tables.append(measure_checkpoints(config, stage, metrics))
         if config.harness:

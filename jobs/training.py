@@ -4,7 +4,6 @@ from actors.connection import connect
 from actors.student import train_student
 from wfray.config.train import TrainConfig
 from wfray.runs import Stage, read_metrics
-from wfray.runs.files import remove
 
 
 def run_training(config: TrainConfig) -> None:
@@ -13,10 +12,10 @@ def run_training(config: TrainConfig) -> None:
     if stage.done:
         print(f"{config.stage}: already done in {stage.directory}")
         return
-    if not stage.resumable:
-        remove(stage.directory)
     connect()
     with stage:
+        if not stage.resumed:
+            stage.clear()
         train_student(config, stage.directory, stage.inputs["student"] / "student", stage.inputs["corpus"] / "corpus")
         rows = read_metrics(stage.directory / "metrics.jsonl")
         stage.figures = summary(rows)

@@ -19,10 +19,14 @@ from typing import Any, Literal, Self
 from pydantic import BaseModel
 
 from wfray.config.base import Config, StageConfig
-from wfray.runs.files import remove_partials, sha256_of, size_of, write_aside, write_json
+from wfray.runs.files import remove, remove_partials, sha256_of, size_of, write_aside, write_json
+from wfray.runs.lock import LOCK, lock
 from wfray.runs.metrics import MetricsLog
 
 LIBRARIES = ["wrinklefree-ray", "ray", "torch", "transformers", "numpy", "safetensors", "gguf", "llama-cpp-python"]
+
+OWN = {"manifest.json", "config.yaml", LOCK}
+"""Files that a stage writes on entering."""
 
 
 class Output(BaseModel):
@@ -63,7 +67,10 @@ class Manifest(BaseModel):
 
 
 class Stage:
-    """A stage at work. Use as a context manager: leaving it with an error records a failed manifest, and never a whole one."""
+    """A stage at work. Use as a context manager: leaving it with an error records a failed manifest, and never a whole one.
+
+    Within it the directory is locked: entering raises `ValueError` while another process is at work there.
+    """
 
     @classmethod
     def of(cls, config: StageConfig) -> Self:
@@ -92,6 +99,8 @@ class Stage:
         self.directory = self.run / name
         self.inputs = {role: self._locate(role, reference) for role, reference in parents.items()}
         self.parents = {role: identity_of(path) for role, path in self.inputs.items()}
+        self.resumed = False
+        """Within the stage: whether it goes on from an interrupted attempt of this configuration and these parents."""
         self.figures: dict[str, Any] = {}
         self._outputs: list[Path] = []
 
@@ -130,12 +139,20 @@ class Stage:
 
     def __enter__(self) -> Self:
         self.directory.mkdir(parents=True, exist_ok=True)
+        self._lock = lock(self.directory)
+        self.resumed = self.resumable
         remove_partials(self.directory)
         self.started = time.time()
         self._write("running")
         with write_aside(self.directory / "config.yaml") as aside:
             aside.write_text(self.config.to_yaml(), encoding="utf-8")
         return self
+
+    def clear(self) -> None:
+        """Within the stage: delete what earlier attempts left."""
+        for path in self.directory.iterdir():
+            if path.name not in OWN:
+                remove(path)
 
     def metrics(self, resume_step: int = 0) -> MetricsLog:
         """This stage's `metrics.jsonl`, cut back to `resume_step`."""
@@ -146,10 +163,11 @@ class Stage:
         self._outputs.append(path)
 
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
-        if error is None:
-            self._write("complete")
-        elif not isinstance(error, OSError):
-            self._write("failed", error=f"{type(error).__name__}: {error}")
+        with self._lock:
+            if error is None:
+                self._write("complete")
+            elif not isinstance(error, OSError):
+                self._write("failed", error=f"{type(error).__name__}: {error}")
 
     def _write(self, status: Literal["running", "complete", "failed"], error: str | None = None) -> None:
         outputs = [

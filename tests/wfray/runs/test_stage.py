@@ -1,5 +1,7 @@
 """Manifests: what is done is skipped, what changed is redone, what is half written is never taken for whole."""
 
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -58,6 +60,41 @@ def test_a_failed_stage_says_why_and_is_no_parent(tmp_path: Path) -> None:
     assert Stage.of(toy(tmp_path, stage="parent")).resumable
     with pytest.raises(ValueError, match="stage 'parent' in .* is failed, not complete"):
         Stage.of(toy(tmp_path))
+
+
+AT_WORK = """
+import sys, time
+from wfray.config.base import StageConfig
+from wfray.runs import Stage
+with Stage.of(StageConfig(run=sys.argv[1], stage="parent")):
+    print("at work", flush=True)
+    time.sleep(600)
+"""
+
+
+def test_one_process_at_a_time_is_at_work_in_a_stage_and_a_killed_one_leaves_it_free(tmp_path: Path) -> None:
+    other = subprocess.Popen([sys.executable, "-c", AT_WORK, str(tmp_path)], stdout=subprocess.PIPE, text=True)
+    assert other.stdout is not None and other.stdout.readline() == "at work\n"
+    begun = (tmp_path / "parent" / "manifest.json").read_bytes()
+    with pytest.raises(ValueError, match="parent' is being written by another process: wait for it or end it"):
+        run(toy(tmp_path, stage="parent"), "a")
+    assert (tmp_path / "parent" / "manifest.json").read_bytes() == begun
+    other.kill()
+    other.wait()
+    run(toy(tmp_path, stage="parent"), "a")
+    assert Stage.of(toy(tmp_path, stage="parent")).done
+    run(toy(tmp_path, stage="parent", value=1), "b")
+
+
+def test_what_another_configuration_left_is_told_from_what_can_be_resumed(tmp_path: Path) -> None:
+    for value, resumed in ((0, False), (0, True), (1, False)):
+        with pytest.raises(RuntimeError), Stage.of(toy(tmp_path, stage="parent", value=value)) as stage:
+            assert stage.resumed is resumed
+            if not resumed:
+                stage.clear()
+            assert (stage.directory / "checkpoint").exists() is resumed
+            (stage.directory / "checkpoint").touch()
+            raise RuntimeError
 
 
 def test_a_missing_parent_is_named(tmp_path: Path) -> None:
