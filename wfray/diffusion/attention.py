@@ -122,8 +122,10 @@ def flex_block_mask(blocks: Blocks) -> BlockMask:
     Raises:
         ValueError: tiles are not whole blocks, or the row is not whole tiles.
     """
-    if TILE % blocks.size or len(blocks) * blocks.size % TILE:
+    if TILE % blocks.size:
         raise ValueError(f"on a GPU a block must divide {TILE} tokens: block_size {blocks.size} does not")
+    if len(blocks) * blocks.size % TILE:
+        raise ValueError(f"{len(blocks)} blocks of {blocks.size} are not whole tiles of {TILE} tokens: see fill_up")
     in_tile = TILE // blocks.size
     of_query = (blocks.document[:, None], blocks.number[:, None], blocks.copy[:, None])
     seen = sees(of_query, (blocks.document[None], blocks.number[None], blocks.copy[None]))

@@ -5,16 +5,33 @@ noisy copy that masks that target. The teacher reads the clean document causally
 speaks of token i.
 """
 
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 
-import torch
 from torch import Tensor
+from torch.nn.functional import pad
 from transformers import PreTrainedModel
 
 from wfray.diffusion.attention import Capture, RowOfBlocks, fill_up
-from wfray.diffusion.batch import BlockRow, block_row
+from wfray.diffusion.batch import block_row
+from wfray.diffusion.blocks import Blocks
 from wfray.student.attention import AttentionObserver
 from wfray.student.forward import BodyOutput
+
+
+@dataclass(frozen=True)
+class Row:
+    """Whole blocks in one row: token ids [N], positions [N], and what sees what."""
+
+    input_ids: Tensor
+    position_ids: Tensor
+    blocks: Blocks
+
+
+def whole_tiles(row: Row) -> Row:
+    """The row with blocks of no document at its end, as flex_attention wants it."""
+    blocks = fill_up(row.blocks)
+    missing = len(blocks) * blocks.size - len(row.input_ids)
+    return Row(pad(row.input_ids, (0, missing)), pad(row.position_ids, (0, missing)), blocks)
 
 
 @dataclass(frozen=True)
@@ -42,33 +59,25 @@ class DiffusionForward:
         assert not with_layers and observe is None, "neither is possible with blocks, and the configuration refuses both"
         row = block_row(batch, self.seed, self.block_size, self.mask_id)
         capture = None if qkv_layer is None else Capture(qkv_layer)
-        hidden_NC = run_row(model, row, capture)
+        hidden_NC = run_row(model, Row(row.input_ids, row.position_ids, row.blocks), capture)
         states = None if capture is None or capture.states is None else packed_states(capture.states, row.first_copy_BS)
         return BodyOutput(hidden_NC[row.predictor_BS.to(hidden_NC.device)], row.noisy, qkv=states)
 
 
-def run_row(model: PreTrainedModel, row: BlockRow, capture: Capture | None = None) -> Tensor:
+def run_row(model: PreTrainedModel, row: Row, capture: Capture | None = None) -> Tensor:
     """The last hidden states [N, C] of a row of blocks."""
-    device, blocks, num_tokens = model.device, row.blocks, len(row.input_ids)
-    if device.type == "cuda":
-        blocks = fill_up(blocks)
-        missing = len(blocks) * blocks.size - num_tokens
-        row = replace(row, input_ids=padded(row.input_ids, missing), position_ids=padded(row.position_ids, missing))
+    device = model.device
+    whole = whole_tiles(row) if device.type == "cuda" else row
     output = model.base_model(
-        input_ids=row.input_ids[None].to(device),
-        position_ids=row.position_ids[None].to(device),
-        attending=RowOfBlocks(blocks.to(device)),
+        input_ids=whole.input_ids[None].to(device),
+        position_ids=whole.position_ids[None].to(device),
+        attending=RowOfBlocks(whole.blocks.to(device)),
         capture=capture,
         use_cache=False,
     )
-    hidden_NC = output.last_hidden_state[0, :num_tokens]
+    hidden_NC = output.last_hidden_state[0, : len(row.input_ids)]
     assert isinstance(hidden_NC, Tensor)
     return hidden_NC
-
-
-def padded(numbers_N: Tensor, missing: int) -> Tensor:
-    """The numbers and so many zeros."""
-    return torch.nn.functional.pad(numbers_N, (0, missing))
 
 
 def packed_states(states: tuple[Tensor, Tensor, Tensor], place_BS: Tensor) -> tuple[Tensor, Tensor, Tensor]:

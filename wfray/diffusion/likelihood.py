@@ -22,8 +22,8 @@ from numpy.typing import NDArray
 from torch import Tensor
 from transformers import PreTrainedModel
 
-from wfray.diffusion.attention import RowOfBlocks
 from wfray.diffusion.blocks import CLEAN, Blocks
+from wfray.diffusion.forward import Row, run_row
 from wfray.student.forward import lm_head_weight
 
 ROW_TOKENS = 8192
@@ -148,18 +148,10 @@ class Scorer:
 
     def _run(self, tokens_T: NDArray[np.int64], blocks: Blocks) -> Tensor:
         """The last hidden states [T, C] of a row of blocks."""
-        device = self.model.device
         positions = blocks.number[:, None] * blocks.size + torch.arange(blocks.size)
-        with torch.autocast(device.type, dtype=self.precision, enabled=self.precision == torch.bfloat16):
-            output = self.model.base_model(
-                input_ids=torch.from_numpy(tokens_T)[None].to(device),
-                position_ids=positions.view(1, -1).to(device),
-                attending=RowOfBlocks(blocks.to(device)),
-                use_cache=False,
-            )
-        hidden_TC = output.last_hidden_state[0]
-        assert isinstance(hidden_TC, Tensor)
-        return hidden_TC
+        device = self.model.device.type
+        with torch.autocast(device, dtype=self.precision, enabled=self.precision == torch.bfloat16):
+            return run_row(self.model, Row(torch.from_numpy(tokens_T), positions.flatten(), blocks))
 
     def _log_probabilities(self, hidden_NC: Tensor, target_N: Tensor) -> tuple[NDArray[np.float64], NDArray[np.bool_]]:
         """Of each target, and whether it is the likeliest; the mask token is never one."""

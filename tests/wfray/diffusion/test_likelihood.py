@@ -9,6 +9,9 @@ import torch
 from transformers import PreTrainedModel
 
 from tests.wfray.diffusion.conftest import BLOCK, MASK_ID, diffusion_model
+from wfray.diffusion import likelihood
+from wfray.diffusion.attention import TILE, flex_block_mask
+from wfray.diffusion.forward import Row, run_row, whole_tiles
 from wfray.diffusion.likelihood import Scorer, draw_masks, estimate
 
 CONTEXT, CONTINUATION = [5, 9, 2, 8, 3], [7, 1, 4, 44, 6, 13]
@@ -124,6 +127,22 @@ def test_many_samples_are_run_in_pieces(monkeypatch: pytest.MonkeyPatch) -> None
     monkeypatch.setattr("wfray.diffusion.likelihood.LOGITS_ROWS", 2)
     found = Scorer(model, MASK_ID, BLOCK, num_samples=7, precision=torch.float64).score(CONTEXT, CONTINUATION)
     assert found.nats == pytest.approx(wanted.nats, abs=1e-4)
+
+
+def test_what_a_gpu_runs_is_whole_tiles_and_scores_the_same(monkeypatch: pytest.MonkeyPatch) -> None:
+    scorer, ran = Scorer(diffusion_model(), MASK_ID, BLOCK, num_samples=5), []
+    context, continuation = list(range(10, 10 + 2 * BLOCK)), list(range(40, 40 + BLOCK + 3))
+    wanted = scorer.score(context, continuation)
+
+    def tiled(model: PreTrainedModel, row: Row) -> torch.Tensor:
+        whole = whole_tiles(row)
+        ran.append((len(row.blocks), flex_block_mask(whole.blocks).seq_lengths[0]))
+        return run_row(model, whole)[: len(row.input_ids)]
+
+    monkeypatch.setattr(likelihood, "run_row", tiled)
+    found = scorer.score(context, continuation)
+    assert found.nats == pytest.approx(wanted.nats, abs=1e-4) and found.standard_error == pytest.approx(wanted.standard_error, abs=1e-4)
+    assert {num_blocks * BLOCK % TILE for num_blocks, _ in ran} != {0} and all(length % TILE == 0 for _, length in ran)
 
 
 def test_an_empty_context_is_refused() -> None:
