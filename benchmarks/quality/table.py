@@ -1,17 +1,19 @@
 """The result of a study: accuracy of every arm over its seeds, against the full-precision teacher, as a table and a plot.
 
-Intervals are at 95%. Of an arm's accuracy: Wilson's, over the items of all seeds together; it covers the choice of items, and with
-several seeds the spread between them stands beside it. Of the difference to fp_sft: paired, over the same items and seeds.
+Intervals are at 95% and over the choice of items: an item's score is the share of seeds that got it right, since answers of several
+seeds to one item are not independent, and differences to fp_sft are paired, item by item. What another set of seeds would change they
+do not cover: for that the values by seed stand beside them.
 """
 
 from pathlib import Path
+from statistics import fmean, stdev
 from typing import Any
 
 from pydantic import BaseModel
 
 from benchmarks.quality.study import Study
 from wfray.evals import Accuracy, Scores
-from wfray.evals.paired import Paired, compare
+from wfray.evals.paired import Z95, Paired, compare
 from wfray.evals.scores import aligned
 from wfray.runs import Manifest, write_aside, write_json
 
@@ -38,16 +40,19 @@ class ArmResult(BaseModel):
     low: float
     high: float
     to_teacher: Paired | None
-    """Against fp_sft; None for itself."""
+    """Against fp_sft, over items; None for itself."""
+    to_teacher_by_seed: list[float]
+    """Differences of the shares; empty for fp_sft."""
     tokens: int
     """Task tokens of one seed's training."""
     seconds: float
     """Of one seed's training on the task, mean."""
 
 
-def results(study: Study, run: Path) -> list[ArmResult]:
-    """What the complete evaluations of a study say, arm by arm in the table's order."""
-    scores = {seed: Scores.read(run / f"evaluate-{seed}") for seed in study.seeds if is_complete(run / f"evaluate-{seed}")}
+def results(run: Path) -> list[ArmResult]:
+    """What the complete evaluations in a study's run say, of whatever seeds, arm by arm in the table's order."""
+    seeds = sorted(int(seed) for stage in run.glob("evaluate-*") if (seed := stage.name.removeprefix("evaluate-")).isdecimal())
+    scores = {seed: Scores.read(run / f"evaluate-{seed}") for seed in seeds if is_complete(run / f"evaluate-{seed}")}
     answers = {
         name: {seed: subject.accuracy for seed, found in scores.items() for subject in found.subjects if subject.name == name}
         for name in NAMES
@@ -64,38 +69,42 @@ def is_complete(stage: Path) -> bool:
 
 def arm_result(name: str, found: dict[int, Accuracy], teacher: dict[int, Accuracy], run: Path) -> ArmResult:
     """One arm's row."""
-    truth = [label for each in found.values() for label in each.truth]
-    together = Accuracy(truth=truth, answers=[label for each in found.values() for label in each.answers])
-    of_teacher = [right for seed in found for right in teacher[seed].right]
+    items, shares = by_item(list(found.values())), [each.share for each in found.values()]
     manifests = [manifest for seed in found if (manifest := Manifest.read(run / f"{name}-{seed}"))]
-    low, high = together.interval
+    half = Z95 * stdev(items) / len(items) ** 0.5
+    is_teacher = name == "fp_sft"
     return ArmResult(
         arm=name,
         seeds=list(found),
-        by_seed=[each.share for each in found.values()],
-        accuracy=together.share,
-        low=low,
-        high=high,
-        to_teacher=None if name == "fp_sft" else compare(of_teacher, together.right),
+        by_seed=shares,
+        accuracy=fmean(items),
+        low=fmean(items) - half,
+        high=fmean(items) + half,
+        to_teacher=None if is_teacher else compare(by_item([teacher[seed] for seed in found]), items),
+        to_teacher_by_seed=[] if is_teacher else [share - teacher[seed].share for seed, share in zip(found, shares, strict=True)],
         tokens=manifests[0].figures["tokens"],
         seconds=sum(manifest.wall_seconds for manifest in manifests) / len(manifests),
     )
 
 
+def by_item(seeds: list[Accuracy]) -> list[float]:
+    """For each item the share of seeds that got it right."""
+    return [fmean(right) for right in zip(*(each.right for each in seeds), strict=True)]
+
+
 def table(rows: list[ArmResult]) -> str:
-    """The table as text; all figures but p are percentages or points."""
-    head = ("arm", "accuracy", "95% interval", "by seed", "to FP-SFT", "95% interval", "McNemar p", "tokens", "seconds")
+    """The table as text; accuracies are percentages, differences points."""
+    head = ("arm", "accuracy", "95% interval", "by seed", "to FP-SFT", "95% interval", "by seed", "tokens", "seconds")
     return aligned([head, *(cells(row) for row in rows)])
 
 
 def cells(row: ArmResult) -> tuple[str, ...]:
     """One row of the table."""
-    by_seed = " ".join(f"{100 * share:.1f}" for share in row.by_seed)
     difference: tuple[str, ...] = ("", "", "")
     if (paired := row.to_teacher) is not None:
-        p_value = "" if paired.p_value is None else f"{paired.p_value:.2g}"
-        difference = (f"{100 * paired.difference:+.1f}", f"{100 * paired.low:+.1f} to {100 * paired.high:+.1f}", p_value)
-    interval = f"{100 * row.low:.1f}-{100 * row.high:.1f}"
+        by_seed = " ".join(f"{100 * value:+.1f}" for value in row.to_teacher_by_seed)
+        difference = (f"{100 * paired.difference:+.1f}", f"{100 * paired.low:+.1f} to {100 * paired.high:+.1f}", by_seed)
+    interval, by_seed = f"{100 * row.low:.1f}-{100 * row.high:.1f}", " ".join(f"{100 * share:.1f}" for share in row.by_seed)
     return (NAMES[row.arm], f"{100 * row.accuracy:.1f}", interval, by_seed, *difference, f"{row.tokens:,}", f"{row.seconds:.0f}")
 
 
@@ -123,7 +132,7 @@ def plot(rows: list[ArmResult], title: str, target: Path) -> None:
 
 def write_results(study: Study, run: Path) -> str:
     """Write `results.json`, `results.txt` and `results.svg` into the run; returns the table."""
-    rows = results(study, run)
+    rows = results(run)
     told = table(rows)
     tree: dict[str, Any] = {"study": study.model_dump(mode="json"), "arms": [row.model_dump(mode="json") for row in rows]}
     write_json(run / "results.json", tree)

@@ -4,14 +4,16 @@ import json
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 
 from benchmarks.quality.language import LanguageStudy, at_seconds
 from benchmarks.quality.study import ARMS, Study
-from benchmarks.quality.table import results, table
+from benchmarks.quality.table import by_item, results, table
 from jobs.stages import PlannedStage, plan_stages
 from wfray.config.train import TrainConfig
 from wfray.evals import Accuracy, Score, Scores, SubjectScores
+from wfray.evals.paired import compare
 
 ROOT = Path(__file__).parents[2]
 FILES = sorted((ROOT / "benchmarks" / "quality").glob("*.yaml"))
@@ -68,24 +70,50 @@ def write_stage(run: Path, name: str, figures: dict[str, Any], seconds: float = 
     return directory
 
 
-def test_the_table_pairs_every_arm_with_the_teacher_over_all_seeds(tmp_path: Path) -> None:
-    study = Study.load(ROOT / "benchmarks/quality/sentiment.yaml", ["seeds=[0, 1, 2]", "arms=[fp_sft, bitnet_sft]"])
+def write_seed(run: Path, seed: int, answers: dict[str, list[int]], truth: list[int]) -> None:
+    subjects = []
+    for name, given in answers.items():
+        found = Accuracy(truth=truth, answers=given)
+        sources = {"movies": Score(num_tokens=1, sum_nats=1.0)}
+        subjects.append(SubjectScores(name=name, kind="student", reference=name, sources=sources, accuracy={"movies": found}))
+        write_stage(run, f"{name}-{seed}", {"tokens": 4096})
+    Scores(precision="float32", subjects=subjects).write(write_stage(run, f"evaluate-{seed}", {}))
+
+
+def test_the_table_pairs_every_arm_with_the_teacher_over_all_seeds_in_the_run(tmp_path: Path) -> None:
     truth = [0, 1] * 50
     for seed in (0, 1):
         answers = {"fp_sft": truth[:90] + [2] * 10, "bitnet_sft": truth[: 70 + 4 * seed] + [2] * (30 - 4 * seed)}
-        subjects = []
-        for name, given in answers.items():
-            found = Accuracy(truth=truth, answers=given)
-            sources = {"movies": Score(num_tokens=1, sum_nats=1.0)}
-            subjects.append(SubjectScores(name=name, kind="student", reference=name, sources=sources, accuracy={"movies": found}))
-            write_stage(tmp_path, f"{name}-{seed}", {"tokens": 4096})
-        Scores(precision="float32", subjects=subjects).write(write_stage(tmp_path, f"evaluate-{seed}", {}))
-    teacher, student = results(study, tmp_path)
-    assert (teacher.accuracy, teacher.to_teacher, teacher.seeds) == (0.9, None, [0, 1])
+        write_seed(tmp_path, seed, answers, truth)
+    teacher, student = results(tmp_path)
+    assert (teacher.accuracy, teacher.to_teacher, teacher.seeds) == (pytest.approx(0.9), None, [0, 1])
     assert student.by_seed == [0.7, 0.74] and student.accuracy == pytest.approx(0.72)
     assert student.to_teacher is not None and student.to_teacher.difference == pytest.approx(-0.18)
-    assert student.to_teacher.num_items == 200 and student.to_teacher.only_second == 0
-    assert "BitNet-SFT" in table([teacher, student]) and "-18.0" in table([teacher, student])
+    assert student.to_teacher_by_seed == pytest.approx([-0.2, -0.16])
+    assert "BitNet-SFT" in table([teacher, student]) and "-18.0" in table([teacher, student]) and "-20.0 -16.0" in table([teacher, student])
+
+
+def test_seeds_that_answer_alike_make_no_interval_narrower(tmp_path: Path) -> None:
+    truth = [0, 1] * 50
+    answers = {"fp_sft": truth[:90] + [2] * 10, "bitnet_sft": truth[:70] + [2] * 30}
+    for run, seeds in ((tmp_path / "one", 1), (tmp_path / "three", 3)):
+        for seed in range(seeds):
+            write_seed(run, seed, answers, truth)
+    once, thrice = results(tmp_path / "one")[1], results(tmp_path / "three")[1]
+    assert once.to_teacher is not None and thrice.to_teacher is not None
+    assert (thrice.low, thrice.high) == pytest.approx((once.low, once.high))
+    assert (thrice.to_teacher.low, thrice.to_teacher.num_items) == (pytest.approx(once.to_teacher.low), 100)
+
+
+def test_intervals_hold_the_truth_as_often_as_they_say(tmp_path: Path) -> None:
+    """Items differ in how hard they are, three seeds answer each, and no arm is better: 95% of the intervals hold 0."""
+    generator, held = np.random.default_rng(0), 0
+    for _ in range(300):
+        hard = generator.beta(0.7, 0.4, size=200)
+        first, second = ((generator.random((3, 200)) < hard) for _ in range(2))
+        paired = compare(*(by_item([Accuracy(truth=[1] * 200, answers=row.astype(int).tolist()) for row in arm]) for arm in (first, second)))
+        held += paired.low <= 0 <= paired.high
+    assert 0.92 < held / 300 < 0.98
 
 
 def test_equal_time_is_interpolated_over_its_logarithm() -> None:

@@ -163,11 +163,14 @@ async def merged(streams: list[Pieces]) -> NumberedPieces:
             getting = asyncio.ensure_future(ready.get())
             both: list[asyncio.Future[Any]] = [getting, everything]
             await asyncio.wait(both, return_when=asyncio.FIRST_COMPLETED)
+            if everything.done() and everything.exception():
+                # Before the piece that may have come with it: a refusal of the first moment is to be a status, not an event.
+                break
             if getting.done():
                 yield getting.result()
             else:
                 getting.cancel()
-                everything.result()
+        everything.result()
     finally:
         for task in tasks:
             task.cancel()
