@@ -163,13 +163,14 @@ async def merged(streams: list[Pieces]) -> NumberedPieces:
             getting = asyncio.ensure_future(ready.get())
             both: list[asyncio.Future[Any]] = [getting, everything]
             await asyncio.wait(both, return_when=asyncio.FIRST_COMPLETED)
-            if everything.done() and everything.exception():
-                # Before the piece that may have come with it: a refusal of the first moment is to be a status, not an event.
-                break
-            if getting.done():
+            # Before a piece that came with it: a refusal in the first moment is to be a status and not an event.
+            has_failed = everything.done() and everything.exception() is not None
+            if getting.done() and not has_failed:
                 yield getting.result()
-            else:
-                getting.cancel()
+                continue
+            getting.cancel()
+            if has_failed:
+                break
         everything.result()
     finally:
         for task in tasks:

@@ -6,6 +6,7 @@ import os
 import signal
 import time
 
+import httpx
 import psutil
 import pytest
 
@@ -42,6 +43,28 @@ def test_an_engine_killed_under_load_is_back_in_seconds_and_whole_answers_are_ma
     assert replaced and restarts >= 1 and seconds < 60
 
 
+def last_event(response: httpx.Response) -> str:
+    """The last one of a stream."""
+    return response.text.split("\n\n")[-2].removeprefix("data: ")
+
+
+def test_a_stream_of_several_answers_ends_with_an_error_also_where_some_of_their_text_is_still_held_back(model_file):
+    """What is held when the engine dies comes in the same moment as the error."""
+
+    async def scenario(served: Served):
+        asked = asyncio.create_task(served.complete(max_tokens=900, stream=True, n=2))
+        await wait_for_tokens(served, 2)
+        backend = served.host.gates["smol"].backend
+        while not all(box.held for box in backend.life.mailboxes.values()) or len(backend.life.mailboxes) < 2:
+            await asyncio.sleep(0)
+        os.kill(process_of(served), signal.SIGKILL)
+        return await asked, await served.complete(["Once", "word " * 2000], stream=True)
+
+    broken, refused = serving(hosting(model_file, model={"context": 1024}, flush_seconds=0.5), scenario)
+    assert json.loads(last_event(broken))["error"]["code"] == "engine_lost" and "[DONE]" not in broken.text
+    assert refused.status_code == 400 and "the context is 1024 tokens" in refused.json()["error"]["message"]
+
+
 def test_a_stream_that_was_begun_ends_with_an_error_and_the_others_go_on(replica):
     async def scenario(served: Served):
         streams = [asyncio.create_task(served.complete(max_tokens=900, stream=True)) for _ in range(2)]
@@ -53,8 +76,7 @@ def test_a_stream_that_was_begun_ends_with_an_error_and_the_others_go_on(replica
 
     streams, waiting = replica.serving(scenario)
     for response in streams:
-        last = json.loads(response.text.split("\n\n")[-2].removeprefix("data: "))
-        assert last["error"]["code"] == "engine_lost" and "[DONE]" not in response.text
+        assert json.loads(last_event(response))["error"]["code"] == "engine_lost" and "[DONE]" not in response.text
     assert all(response.text.endswith("data: [DONE]\n\n") for response in waiting)
 
 
