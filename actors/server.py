@@ -8,6 +8,7 @@ Serve's own limit of requests is out of the way: whether there is room is decide
 """
 
 import asyncio
+from hashlib import sha256
 from pathlib import Path
 from typing import Any
 
@@ -37,6 +38,11 @@ class Server:
     async def reconfigure(self, hosting: dict[str, Any]) -> None:
         """Called by Serve at the start and whenever the models change."""
         await self.host.apply(Hosting.model_validate(hosting))
+        self.fingerprint = fingerprint(Hosting.model_validate(hosting), Access(**self.access))
+
+    async def served(self) -> str:
+        """The fingerprint of what this replica serves, and to whom."""
+        return self.fingerprint
 
     def __serve_build_asgi_app__(self) -> FastAPI:
         """The HTTP application over this replica's models."""
@@ -60,8 +66,7 @@ def deploy(config: ServeConfig, files: dict[str, Path]) -> str:
     Raises:
         ValueError: a model cannot be loaded, or the application is not up in time.
     """
-    access = Access([key_hash(key) for key in read_keys(config.api_keys_file)], int(config.max_body_mb * 2**20))
-    hosting = Hosting(config=config, files={n: str(f) for n, f in files.items()}, versions={n: version(f) for n, f in files.items()})
+    access, hosting = access_of(config), hosting_of(config, files)
     asyncio.run(try_all(hosting))
     start_serve()
     deployment = serve.deployment(
@@ -73,12 +78,28 @@ def deploy(config: ServeConfig, files: dict[str, Path]) -> str:
         graceful_shutdown_timeout_s=config.drain_seconds,
         logging_config={"enable_access_log": False},
     )(Server)
-    # Serve gives every deployment a version of its own, upon which it replaces all replicas; with equal ones it calls `reconfigure`.
-    deployment._version = code_version()
+    # Serve gives every deployment a version of its own, upon which it replaces all replicas; with equal ones it calls `reconfigure`, which
+    # the models need alone.
+    deployment._version = f"{code_version()}, {sha256(repr(access).encode()).hexdigest()}"
     target = serve.RunTarget(deployment.bind(vars(access)), name=config.application, route_prefix=f"/{config.application}")
     serve.run_many([target], wait_for_applications_running=False)
     wait_until_running(config.application, config.start_timeout_seconds)
     return base_url(config)
+
+
+def access_of(config: ServeConfig) -> Access:
+    """Who may ask, with the keys as they are in the file now."""
+    return Access([key_hash(key) for key in read_keys(config.api_keys_file)], int(config.max_body_mb * 2**20))
+
+
+def hosting_of(config: ServeConfig, files: dict[str, Path]) -> Hosting:
+    """What replicas are to serve, of the files as they are now."""
+    return Hosting(config=config, files={n: str(f) for n, f in files.items()}, versions={n: version(f) for n, f in files.items()})
+
+
+def fingerprint(hosting: Hosting, access: Access) -> str:
+    """Changes with anything that an application serves or is served to."""
+    return sha256(f"{hosting.model_dump_json()}{access}".encode()).hexdigest()
 
 
 async def try_all(hosting: Hosting) -> None:
@@ -121,7 +142,10 @@ def base_url(config: ServeConfig) -> str:
     return f"http://127.0.0.1:{http_port()}/{config.application}"
 
 
-def is_running(config: ServeConfig) -> bool:
-    """Whether the application is up on this cluster."""
+def is_running(config: ServeConfig, files: dict[str, Path]) -> bool:
+    """Whether the application is up on this cluster, with these files, settings and keys."""
     application = serve.status().applications.get(config.application)
-    return application is not None and application.status == ApplicationStatus.RUNNING
+    if application is None or application.status != ApplicationStatus.RUNNING:
+        return False
+    served = serve.get_app_handle(config.application).served.remote().result(timeout_s=config.start_timeout_seconds)
+    return bool(served == fingerprint(hosting_of(config, files), access_of(config)))

@@ -16,15 +16,16 @@ from wfray.serving.probe import Sample, ask
 
 
 def main(config: ServeConfig) -> None:
-    """Deploy, ask, record. A stage that is done is deployed again where its application is not running."""
+    """Deploy, ask, record. A stage that is done is deployed again where its application is not running as it says."""
     stage = Stage.of(config)
     connect()
-    if stage.done and is_running(config):
+    files = {model.name: model_file(stage.inputs[model.name], model) for model in config.models}
+    if stage.done and is_running(config, files):
         print(f"{config.stage}: already running at {base_url(config)}/v1")
         return
     with stage, stage.metrics() as metrics:
         metrics.write(progress=0.0, message="deploying")
-        url = deploy(config, {model.name: model_file(stage.inputs[model.name], model) for model in config.models})
+        url = deploy(config, files)
         samples = ask_all(config, url, metrics)
         stage.figures = {"url": f"{url}/v1", "models": figures(samples)}
         write_json(stage.directory / "samples.json", [sample.model_dump() for sample in samples])

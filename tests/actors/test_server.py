@@ -56,10 +56,20 @@ def engines() -> list[psutil.Process]:
 
 
 def test_it_runs_under_its_own_name_and_path(url, config, client):
-    assert url.endswith("/chat") and is_running(config)
+    assert url.endswith("/chat")
     assert [model.id for model in client.models.list()] == ["first", "second"]
     page = requests.get(f"{url}/", timeout=60)
     assert page.status_code == 200 and "<title>WrinkleFree</title>" in page.text
+
+
+def test_it_runs_only_as_long_as_files_settings_and_keys_are_the_same(url, config, model_file, tmp_path):
+    files = {"first": model_file, "second": model_file}
+    (tmp_path / "keys").write_text(f"{KEY}\n")
+    assert is_running(config, files)
+    assert not is_running(config.model_copy(update={"max_queued": 5}), files)
+    assert not is_running(config, {**files, "second": tmp_path})
+    assert not is_running(config.model_copy(update={"api_keys_file": str(tmp_path / "keys")}), files)
+    assert not is_running(config.model_copy(update={"application": "other"}), files)
 
 
 def test_a_chat_completion_whole_and_streamed_are_the_same(client):
@@ -70,6 +80,12 @@ def test_a_chat_completion_whole_and_streamed_are_the_same(client):
     text = "".join(chunk.choices[0].delta.content or "" for chunk in stream if chunk.choices)
     assert text == whole.choices[0].message.content
     assert stream[-1].usage.total_tokens == whole.usage.total_tokens and stream[-1].usage.prompt_tokens_details.cached_tokens > 0
+
+
+def test_an_answer_can_be_sent_back_as_the_client_holds_it(client):
+    first = client.chat.completions.create(model="first", messages=QUESTION, temperature=0)
+    messages = [*QUESTION, first.choices[0].message, {"role": "user", "content": "And in two weeks?"}]
+    assert client.chat.completions.create(model="first", messages=messages, temperature=0, max_tokens=8).usage.prompt_tokens > 30
 
 
 def test_plain_completions_stop_where_they_should_and_have_log_probabilities(client):
@@ -192,3 +208,10 @@ def test_a_file_that_cannot_be_served_stops_the_job_before_anything_is_deployed(
 def test_keys_that_are_not_there_are_named(config, model_file):
     with pytest.raises(ValueError, match="api_keys_file '/nowhere' must be a file with one key a line"):
         deploy(config.model_copy(update={"api_keys_file": "/nowhere"}), {"first": model_file, "second": model_file})
+
+
+def test_a_key_that_is_taken_out_of_the_file_lets_nobody_in_any_more(url, config, model_file):
+    Path(config.api_keys_file).write_text("a-new-key\n")
+    deploy(config, {"first": model_file, "second": model_file})
+    answers = [requests.get(f"{url}/v1/models", headers={"authorization": f"Bearer {key}"}, timeout=60) for key in (KEY, "a-new-key")]
+    assert [answer.status_code for answer in answers] == [401, 200]

@@ -111,7 +111,9 @@ def test_intervals_hold_the_truth_as_often_as_they_say(tmp_path: Path) -> None:
     for _ in range(300):
         hard = generator.beta(0.7, 0.4, size=200)
         first, second = ((generator.random((3, 200)) < hard) for _ in range(2))
-        paired = compare(*(by_item([Accuracy(truth=[1] * 200, answers=row.astype(int).tolist()) for row in arm]) for arm in (first, second)))
+        paired = compare(
+            *(by_item([Accuracy(truth=[1] * 200, answers=row.astype(int).tolist()) for row in arm]) for arm in (first, second))
+        )
         held += paired.low <= 0 <= paired.high
     assert 0.92 < held / 300 < 0.98
 

@@ -163,7 +163,7 @@ async def merged(streams: list[Pieces]) -> NumberedPieces:
             getting = asyncio.ensure_future(ready.get())
             both: list[asyncio.Future[Any]] = [getting, everything]
             await asyncio.wait(both, return_when=asyncio.FIRST_COMPLETED)
-            # Before a piece that came with it: a refusal in the first moment is to be a status and not an event.
+            # An error comes before a piece that came with it: in the first moment it is then a status and not an event.
             has_failed = everything.done() and everything.exception() is not None
             if getting.done() and not has_failed:
                 yield getting.result()

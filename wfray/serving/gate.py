@@ -54,9 +54,13 @@ class Gate:
         """Room for `count` answers.
 
         Raises:
-            Overloaded: there is none.
+            ValueError: there can never be room for so many.
+            Overloaded: there is none now.
         """
-        if self.inside + count > self.backend.slots + self.max_queued:
+        most = self.backend.slots + self.max_queued
+        if count > most:
+            raise ValueError(f"{count} answers at once are more than this model takes, {most}: send fewer prompts or a smaller n")
+        if self.inside + count > most:
             self.meter.rejected.inc()
             raise Overloaded(self.retry_after())
         self._move(count)

@@ -22,6 +22,7 @@ from llama_cpp.llama_chat_format import Jinja2ChatFormatter
 from wfray.serving.answer import Answer, check_vocabulary
 from wfray.serving.engine import Chat, Piece, Request, join
 from wfray.serving.llama_context import LlamaContext
+from wfray.serving.templates import refusals
 
 COPY_GAIN = 64
 """Tokens that a copied slot must save beyond what a free one has, to be worth its copy."""
@@ -111,7 +112,8 @@ class LlamaCppEngine:
         """A conversation in the file's own template."""
         if self.formatter is None:
             raise ValueError("this model has no chat template: use /v1/completions")
-        text = self.formatter(messages=messages).prompt  # type: ignore[arg-type]
+        with refusals():
+            text = self.formatter(messages=messages).prompt  # type: ignore[arg-type]
         self.check_length(text)
         return text
 

@@ -20,6 +20,7 @@ from wfray.serving.answer import budget_of, check_vocabulary
 from wfray.serving.backend import EngineLost
 from wfray.serving.dialects import Json, check, events
 from wfray.serving.engine import Chat, Counts, FinishReason, Piece, Request
+from wfray.serving.templates import refusals
 
 
 class LlamaServerDialect:
@@ -72,7 +73,8 @@ class LlamaServerDialect:
         """A conversation in the file's own template."""
         if "tokenizer.chat_template" not in self.found:
             raise ValueError("this model has no chat template: use /v1/completions")
-        return str(self.formatter(messages=messages).prompt)
+        with refusals():
+            return str(self.formatter(messages=messages).prompt)
 
     @cached_property
     def formatter(self) -> Any:

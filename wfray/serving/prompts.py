@@ -4,20 +4,22 @@ from transformers import PreTrainedTokenizerBase
 
 from wfray.serving.answer import check_vocabulary
 from wfray.serving.engine import Chat
+from wfray.serving.templates import refusals
 
 
 def prompt_tokens(tokenizer: PreTrainedTokenizerBase, vocab_size: int, prompt: str | list[int] | Chat) -> list[int]:
     """Token ids of a text, of token ids, or of a conversation; an empty one is the token that begins or ends a text.
 
     Raises:
-        ValueError: a conversation for a model without a chat template, or a token id outside the vocabulary.
+        ValueError: a conversation for a model without a chat template or that the template refuses, or a token id outside the vocabulary.
     """
     if isinstance(prompt, str):
         tokens = tokenizer(prompt)["input_ids"]
     elif prompt and isinstance(prompt[0], dict):
         if tokenizer.chat_template is None:
             raise ValueError("this model has no chat template: use /v1/completions")
-        tokens = tokenizer.apply_chat_template(prompt, add_generation_prompt=True, return_dict=False)
+        with refusals():
+            tokens = tokenizer.apply_chat_template(prompt, add_generation_prompt=True, return_dict=False)
     else:
         tokens = prompt
     check_vocabulary(tokens, vocab_size)

@@ -3,15 +3,16 @@
 Fields that the engines cannot honour are taken with their neutral value alone, since some clients always send them.
 """
 
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, NonNegativeInt, PositiveInt
+from pydantic import BaseModel, ConfigDict, Field, NonNegativeInt, PositiveInt, model_validator
 
 from wfray.serving.engine import Request, Sampling
 
 Stop = Annotated[str | list[str] | None, Field(union_mode="left_to_right")]
 Prompts = str | list[str] | list[int] | list[list[int]]
 MAX_LOGPROBS = 20
+NULL_IS_DEFAULT = ("temperature", "top_p", "n", "stream", "echo")
 MAX_CHOICES = 64
 """Answers to one HTTP request: prompts times `n`."""
 
@@ -36,6 +37,8 @@ class Message(Strict):
     content: str | list[TextPart]
     name: str | None = None
     """Accepted for compatibility; chat templates know no names."""
+    refusal: None = None
+    """Stands in answers, which clients send back as they are."""
 
     def plain(self) -> dict[str, str]:
         """Role and content, list form joined."""
@@ -65,6 +68,14 @@ class GenerationRequest(Strict):
     presence_penalty: Literal[0] | None = None
     frequency_penalty: Literal[0] | None = None
     logit_bias: None = None
+
+    @model_validator(mode="before")
+    @classmethod
+    def null_is_default(cls, tree: Any) -> Any:
+        """In OpenAI's API null is the default of these, and clients send it."""
+        if not isinstance(tree, dict):
+            return tree
+        return {name: value for name, value in tree.items() if value is not None or name not in NULL_IS_DEFAULT}
 
     @property
     def wants_usage(self) -> bool:

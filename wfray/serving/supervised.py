@@ -72,6 +72,7 @@ class SupervisedBackend:
     async def close(self) -> None:
         """See `Backend.close`."""
         self.supervising.cancel()
+        self.trouble = "the model has been replaced or taken down"
         await self.life.close()
 
     async def _living(self) -> Life:
@@ -98,7 +99,7 @@ class SupervisedBackend:
             try:
                 self.life = await self.begin()
                 return
-            except (EngineLost, ValueError) as error:
+            except (EngineLost, ValueError, OSError) as error:
                 reason = error
                 await asyncio.sleep(2.0**attempt)
         self.trouble = f"the engine does not start again: {reason}"

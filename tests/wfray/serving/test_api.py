@@ -123,6 +123,24 @@ def test_a_full_queue_says_when_to_come_back_and_what_is_in_it_is_answered(repli
     assert 1 <= int(refused.headers["retry-after"]) <= 60 and refused.json()["error"]["code"] == "rate_limit_exceeded"
 
 
+def test_more_answers_than_there_can_ever_be_room_for_are_the_requests_fault(replica):
+    async def scenario(served: Served):
+        return await served.complete(n=11, max_tokens=1), await served.complete(["a"] * 10, max_tokens=1)
+
+    refused, answered = replica.serving(scenario)
+    assert refused.status_code == 400 and "11 answers at once are more than this model takes, 10" in refused.json()["error"]["message"]
+    assert answered.status_code == 200
+
+
+def test_null_is_the_default_where_it_is_in_openais_api(replica):
+    async def scenario(served: Served):
+        nulls = dict.fromkeys(("top_p", "n", "stream", "echo", "stop", "seed", "logprobs", "suffix"))
+        return await served.complete("The sun is", max_tokens=4, **nulls), await served.complete("The sun is", max_tokens=4)
+
+    found, wanted = replica.serving(scenario)
+    assert found.status_code == 200 and found.json()["choices"] == wanted.json()["choices"]
+
+
 def test_a_deadline_ends_an_answer_and_frees_its_slot(replica):
     async def scenario(served: Served):
         gate = served.host.gates["smol"]
