@@ -6,6 +6,7 @@ actor that dies is started again by Ray and asked again; it opens the subject wi
 
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
+from statistics import fmean
 from typing import Any
 
 import ray
@@ -79,6 +80,10 @@ class Fleet:
         """See `Workers`."""
         return wait(self.actors[0].ask.remote(*self.subject, name, *arguments))
 
+    def ask_all(self, name: str) -> list[Any]:
+        """The same of every actor."""
+        return [wait(actor.ask.remote(*self.subject, name)) for actor in self.actors]
+
     def divide(self, kind: Kind, requests: Sequence[Request], size: int) -> list[list[int]]:
         """See `Workers`."""
         return wait(self.actors[0].divide.remote(*self.subject, kind, list(requests), size))
@@ -121,7 +126,8 @@ def run_harness(config: EvaluateConfig, inputs: dict[str, Path], directory: Path
         fleet.open(subject.name, inputs.get(subject.name))
         say = subject_report(report, subject.name, begun, share)
         lm = DividedLM(fleet, folder / "answers", harness.slice_requests, say)
-        save(run_tasks(lm, harness), description(subject), folder)
+        results = run_tasks(lm, harness)
+        save(results, description(subject) | monte_carlo(subject, fleet), folder)
         remove(folder / "answers")
     subjects = [summary(subject.name, subject.kind, directory / subject.name) for subject in config.subjects]
     return HarnessScores(subjects=subjects, comparisons=compared(harness.compare, directory))
@@ -134,6 +140,14 @@ def subject_report(report: Report, name: str, begun: float, share: float) -> Rep
         report(begun + share * done, f"{name}: {kind}, {done:.0%}")
 
     return say
+
+
+def monte_carlo(subject: AnySubject, fleet: Fleet) -> dict[str, Any]:
+    """How exact a diffusion student's log-likelihoods are, of those that this attempt computed."""
+    if not isinstance(subject, DiffusionSubject):
+        return {}
+    errors = [error for each in fleet.ask_all("standard_errors") for error in each]
+    return {"monte_carlo": {"log_likelihoods": len(errors), "mean_standard_error_nats": fmean(errors) if errors else None}}
 
 
 def description(subject: AnySubject) -> dict[str, Any]:

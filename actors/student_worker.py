@@ -18,6 +18,7 @@ from wfray.objectives.relations import check_split
 from wfray.quant import lambda_at
 from wfray.quant.determinism import use_deterministic_algorithms
 from wfray.quant.precision import dtype_of
+from wfray.runs import read_metrics
 from wfray.runs.files import remove, write_aside, write_json
 from wfray.student.compiled import compile_layers
 from wfray.student.kind import CausalStudent, StudentKind
@@ -76,9 +77,11 @@ def run_worker(
         Trainer(config, replica, optimizer, loss, checkpoints, collective, show, state, kind.forward, announced_losses).run(feed)
     replica.gather()
     if collective.rank == 0:
-        model.config.wrinklefree["quantization_lambda"] = lambda_at(config.quantization, config.train.tokens)
+        # Fewer than the budget where training was ended early.
+        tokens = read_metrics(directory / "metrics.jsonl")[-1]["tokens"]
+        model.config.wrinklefree["quantization_lambda"] = lambda_at(config.quantization, tokens)
         with write_aside(directory / "student") as aside:
-            kind.save(model, aside, student)
+            kind.save(model, aside, student, tokens)
         remove(directory / "checkpoints")
     collective.barrier()
 

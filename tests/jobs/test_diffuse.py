@@ -99,6 +99,14 @@ def test_a_student_learns_to_write_blocks_and_is_done_once(run: Path, capsys: py
     assert "diffuse: already done" in capsys.readouterr().out
 
 
+def test_a_stage_that_ends_early_says_how_far_it_came(run: Path) -> None:
+    stop = {"kind": "training", "every_tokens": 2 * STEP, "patience": 1, "min_improvement": 100.0}
+    run_training(config(run, {"stage": "ended"}, early_stopping=stop, tokens=40 * STEP))
+    rows = read_metrics(run / "ended" / "metrics.jsonl")
+    assert 0 < rows[-1]["tokens"] < 40 * STEP
+    assert load_diffuser(run / "ended" / "student").method.trained_tokens == rows[-1]["tokens"]
+
+
 def test_a_corpus_of_another_tokenizer_is_refused_with_one_message(run: Path) -> None:
     write_conversations(run / "other" / "corpus", "b" * 64)
     with pytest.raises(ValueError, match="was packed with another tokenizer") as raised:

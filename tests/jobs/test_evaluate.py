@@ -32,7 +32,7 @@ from wfray.evals import HarnessScores, Scores
 from wfray.evals.models import StudentLM
 from wfray.evals.perplexity import score_batch
 from wfray.report import write_report
-from wfray.runs import Manifest
+from wfray.runs import Manifest, Stage
 from wfray.student import convert, load_original, load_student, materialize, save_student
 from wfray.train.feed import as_tensors
 
@@ -173,6 +173,9 @@ def test_tasks_divided_over_actors_give_the_results_of_one_process(
     assert "next_word" in write_report(tmp_path).read_text()
     main(config)
     assert "already done" in capsys.readouterr().out
+    with (folder / "next_word.yaml").open("a") as task:
+        task.write("# another prompt, say\n")
+    assert not Stage.of(config).done
 
 
 def test_an_actor_that_is_killed_is_asked_again(tmp_path: Path, inputs: Path) -> None:

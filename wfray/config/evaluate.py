@@ -127,8 +127,8 @@ class EvaluateConfig(StageConfig):
         names = [subject.name for subject in self.subjects]
         if repeated := sorted({name for name in names if names.count(name) > 1}):
             raise ValueError(f"subjects share the name {', '.join(repeated)}; every column needs its own")
-        if "corpus" in names:
-            raise ValueError("a subject cannot be named corpus: that is the name of the other input")
+        if reserved := sorted({"corpus", *self.task_folders} & set(names)):
+            raise ValueError(f"a subject cannot be named {reserved[0]}: that is the name of another input")
         others = [subject.name for subject in self.subjects if not isinstance(subject, Subject)]
         if self.harness is None and (others or self.corpus is None):
             raise ValueError(f"{', '.join(others) or 'corpus: null'}: nothing to measure but lm-eval's tasks, so add `harness`")
@@ -143,14 +143,19 @@ class EvaluateConfig(StageConfig):
 
     @property
     def parents(self) -> dict[str, str]:
-        """The corpus, and each subject that is a file or directory under its name."""
+        """The corpus, each subject that is a file or directory under its name, and the folders of task files."""
         corpus = {"corpus": self.corpus} if self.corpus else {}
         files = {
             s.name: s.file if isinstance(s, GGUFSubject) else s.reference
             for s in self.subjects
             if isinstance(s, Subject | DiffusionSubject | GGUFSubject)
         }
-        return {**corpus, **files}
+        return {**corpus, **files, **self.task_folders}
+
+    @property
+    def task_folders(self) -> dict[str, str]:
+        """`harness.include` as inputs: what the scores are of changes with the files in it."""
+        return {f"tasks {number}": folder for number, folder in enumerate(self.harness.include if self.harness else [])}
 
     @property
     def checkpoints(self) -> list[Subject]:

@@ -171,9 +171,10 @@ class DiffusionStudent:
             mask_token_id=mask_id,
             tokenizer_sha256=self.tokenizer_sha256,
             objectives=[objective.model_dump(mode="json") for objective in self.config.objectives],
-            trained_tokens=tokens_before + self.config.train.tokens,
+            trained_tokens=tokens_before,
         )
 
-    def save(self, model: PreTrainedModel, directory: Path, source: Path) -> None:
+    def save(self, model: PreTrainedModel, directory: Path, source: Path, tokens: int) -> None:
         """See `StudentKind`."""
-        save_diffuser(Diffuser(model, self.tokenizer, self.method), directory, source)
+        method = self.method.model_copy(update={"trained_tokens": self.method.trained_tokens + tokens})
+        save_diffuser(Diffuser(model, self.tokenizer, method), directory, source)

@@ -1,11 +1,13 @@
 """A block-diffusion student as lm-eval's model: log-likelihoods by Monte Carlo, texts by block decoding; one request at a time.
 
 A log-likelihood is the bound that `wfray.diffusion.likelihood` estimates, so its items carry a standard error, whose mean over the
-requests is logged. The same seed draws the same masks for every request, whoever answers it and whatever else is asked.
+requests is told on standard error and kept in `standard_errors`. The same seed draws the same masks for every request, whoever answers
+it and whatever else is asked.
 """
 
-import logging
+import sys
 from pathlib import Path
+from statistics import fmean
 from typing import Any
 
 import torch
@@ -24,7 +26,6 @@ from wfray.quant import hold_codes
 Tokens = tuple[Any, list[int], list[int]]
 """What was asked, tokens of the context, tokens of the continuation."""
 MAX_NEW_TOKENS = 256
-logger = logging.getLogger(__name__)
 
 
 class DiffusionLM(TemplateLM):
@@ -66,6 +67,8 @@ class DiffusionLM(TemplateLM):
         self.block_size = chosen_block_size(self.method, None if block_size is None else int(block_size))
         self.scorer = Scorer(self.model, self.method.mask_token_id, self.block_size, int(samples), int(seed), self.precision)
         self.seed, self.threshold = int(seed), self.method.threshold if threshold is None else float(threshold)
+        self.standard_errors: list[float] = []
+        """In nats, of all log-likelihoods so far, in the order in which they were computed."""
         self.max_length, self.batch_size = int(self.model.config.max_position_embeddings), int(batch_size)
 
     @property
@@ -96,11 +99,9 @@ class DiffusionLM(TemplateLM):
     def _loglikelihood_tokens(self, requests: list[Tokens], **unused: Any) -> list[tuple[float, bool]]:
         scores = [self.likelihood(context, continuation) for _, context, continuation in requests]
         if scores:
-            mean = sum(score.standard_error for score in scores) / len(scores)
-            logger.info(
-                "%d log-likelihoods, %d samples a block, seed %d: mean standard error %.4f nats",
-                len(scores), self.scorer.num_samples, self.seed, mean,
-            )  # fmt: skip
+            self.standard_errors += [score.standard_error for score in scores]
+            mean, drawn = fmean(score.standard_error for score in scores), f"{self.scorer.num_samples} samples a block, seed {self.seed}"
+            print(f"{len(scores)} log-likelihoods, {drawn}: mean standard error {mean:.4f} nats", file=sys.stderr, flush=True)
         return [(score.nats, score.is_greedy) for score in scores]
 
     def likelihood(self, context: list[int], continuation: list[int]) -> Likelihood:

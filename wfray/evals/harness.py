@@ -5,7 +5,9 @@ model's answers and the scores that follow from them).
 """
 
 import json
+import math
 from pathlib import Path
+from statistics import fmean
 from typing import Any
 
 from lm_eval.api.model import LM
@@ -14,12 +16,14 @@ from lm_eval.tasks import TaskManager
 from lm_eval.utils import handle_non_serializable
 
 from wfray.config.harness import Harness
-from wfray.evals.harness_scores import Comparison, SubjectTasks, TaskScore
+from wfray.evals.harness_scores import Comparison, SubjectTasks, TaskScore, label_of
 from wfray.evals.paired import compare
 from wfray.runs import write_aside
 
 TASKS = Path(__file__).parent / "tasks"
 RESULTS = "results.json"
+Items = dict[tuple[int, str], float]
+"""The score of each item, by its number and the hash of its content."""
 
 
 def task_manager(harness: Harness) -> TaskManager:
@@ -97,25 +101,38 @@ def summary(name: str, kind: str, directory: Path) -> SubjectTasks:
 
 
 def compared(pairs: list[tuple[str, str]], directory: Path) -> list[Comparison]:
-    """Pairs of subjects, by their folders in `directory`, on every task and metric with one number an item."""
+    """Pairs of subjects, by their folders in `directory`, on every task and every metric that is the mean of its items.
+
+    Raises:
+        ValueError: two subjects were asked different items.
+    """
     found = []
     for first, second in pairs:
-        files = sorted(file.name for file in (directory / first).glob("samples_*.jsonl"))
-        for file in files:
+        scores = [summary(name, "", directory / name) for name in (first, second)]
+        for file in sorted(file.name for file in (directory / first).glob("samples_*.jsonl")):
+            task = file.removeprefix("samples_").removesuffix(".jsonl")
             ours, theirs = (item_scores(directory / name / file) for name in (first, second))
-            for metric in ours.keys() & theirs.keys():
-                task = file.removeprefix("samples_").removesuffix(".jsonl")
-                paired = compare(list(ours[metric].values()), [theirs[metric][item] for item in ours[metric]])
-                found.append(Comparison(first=first, second=second, task=task, metric=metric, paired=paired))
+            for label in ours.keys() & theirs.keys():
+                if ours[label].keys() != theirs[label].keys():
+                    raise ValueError(f"{first} and {second} were asked different items of {task}: delete {str(directory)!r} and run again")
+                if all(is_mean(each.find(task, label), items) for each, items in zip(scores, (ours[label], theirs[label]), strict=True)):
+                    paired = compare(list(ours[label].values()), [theirs[label][item] for item in ours[label]])
+                    found.append(Comparison(first=first, second=second, task=task, metric=label, paired=paired))
     return sorted(found, key=lambda each: (each.first, each.second, each.task, each.metric))
 
 
-def item_scores(file: Path) -> dict[str, dict[tuple[int, str], float]]:
-    """Of each metric with one number an item: the item (its number and the hash of its content) -> the number."""
-    scores: dict[str, dict[tuple[int, str], float]] = {}
+def is_mean(score: TaskScore | None, items: Items) -> bool:
+    """Whether a score is the mean of its items, so that a difference of items is one of scores: perplexities are not."""
+    return score is not None and math.isclose(score.value, fmean(items.values()), rel_tol=1e-6, abs_tol=1e-9)
+
+
+def item_scores(file: Path) -> dict[str, Items]:
+    """By label of each metric with one number an item."""
+    scores: dict[str, Items] = {}
     samples = [json.loads(line) for line in file.read_text(encoding="utf-8").splitlines()]
     for sample in samples:
         for metric in sample["metrics"]:
             if isinstance(sample[metric], int | float):
-                scores.setdefault(metric, {})[(sample["doc_id"], sample["doc_hash"])] = float(sample[metric])
+                label = label_of(metric, sample["filter"])
+                scores.setdefault(label, {})[(sample["doc_id"], sample["doc_hash"])] = float(sample[metric])
     return scores

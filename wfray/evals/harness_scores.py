@@ -23,6 +23,11 @@ class TaskScore(BaseModel):
     """None where lm-eval has no estimate."""
     num_items: int
 
+    @property
+    def label(self) -> str:
+        """The metric, with what was taken out of the answer before it where lm-eval has more than one way."""
+        return label_of(self.metric, self.filter)
+
 
 class SubjectTasks(BaseModel):
     """One subject's scores."""
@@ -31,9 +36,9 @@ class SubjectTasks(BaseModel):
     kind: str
     tasks: list[TaskScore]
 
-    def find(self, task: str, metric: str) -> TaskScore | None:
+    def find(self, task: str, label: str) -> TaskScore | None:
         """One of them."""
-        return next((score for score in self.tasks if (score.task, score.metric) == (task, metric)), None)
+        return next((score for score in self.tasks if (score.task, score.label) == (task, label)), None)
 
 
 class Comparison(BaseModel):
@@ -43,6 +48,7 @@ class Comparison(BaseModel):
     second: str
     task: str
     metric: str
+    """A label, see `TaskScore`."""
     paired: Paired
 
 
@@ -54,21 +60,21 @@ class HarnessScores(BaseModel):
 
     @property
     def rows(self) -> list[tuple[str, str]]:
-        """Task and metric of every row of the table."""
-        return list(dict.fromkeys((score.task, score.metric) for subject in self.subjects for score in subject.tasks))
+        """Task and label of every row of the table."""
+        return list(dict.fromkeys((score.task, score.label) for subject in self.subjects for score in subject.tasks))
 
     def figures(self) -> dict[str, Any]:
-        """Scores for a manifest: subject, task, metric."""
+        """Scores for a manifest: subject, task, label."""
         found: dict[str, Any] = {}
         for subject in self.subjects:
             for score in subject.tasks:
-                found.setdefault(subject.name, {}).setdefault(score.task, {})[score.metric] = round(score.value, 6)
+                found.setdefault(subject.name, {}).setdefault(score.task, {})[score.label] = round(score.value, 6)
         return found
 
     def table(self) -> str:
         """Scores with standard errors, tasks as rows, and the comparisons below."""
         rows: list[tuple[str, ...]] = [("task, metric", *(subject.name for subject in self.subjects))]
-        rows += [(f"{task}, {metric}", *(told(s.find(task, metric)) for s in self.subjects)) for task, metric in self.rows]
+        rows += [(f"{task}, {label}", *(told(s.find(task, label)) for s in self.subjects)) for task, label in self.rows]
         lines = [aligned(rows)]
         if self.comparisons:
             head = ("second - first", "task, metric", "difference", "95% interval", "items", "first alone", "second alone", "McNemar p")
@@ -84,6 +90,11 @@ class HarnessScores(BaseModel):
     def read(cls, directory: Path) -> Self:
         """Read `harness.json` from `directory`."""
         return cls.model_validate_json((directory / FILE).read_text(encoding="utf-8"))
+
+
+def label_of(metric: str, filter_name: str) -> str:
+    """A metric's name in tables."""
+    return metric if filter_name == "none" else f"{metric}, {filter_name}"
 
 
 def told(score: TaskScore | None) -> str:

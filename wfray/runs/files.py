@@ -70,8 +70,7 @@ def sha256_of(path: Path) -> str:
     if path.is_file():
         with path.open("rb") as content:
             return hashlib.file_digest(content, "sha256").hexdigest()
-    digest = hashlib.sha256()
-    files = sorted(p for p in path.rglob("*") if p.is_file())
+    digest, files = hashlib.sha256(), files_below(path)
     with ThreadPoolExecutor() as pool:
         for file, content_hash in zip(files, pool.map(sha256_of, files), strict=True):
             digest.update(f"{file.relative_to(path)}\0{content_hash}\n".encode())
@@ -82,4 +81,9 @@ def size_of(path: Path) -> int:
     """Bytes of a file, or of all files below a directory."""
     if path.is_file():
         return path.stat().st_size
-    return sum(file.stat().st_size for file in path.rglob("*") if file.is_file())
+    return sum(file.stat().st_size for file in files_below(path))
+
+
+def files_below(path: Path) -> list[Path]:
+    """The files of a directory, sorted, but for what Python compiles beside modules when they are imported."""
+    return sorted(p for p in path.rglob("*") if p.is_file() and "__pycache__" not in p.relative_to(path).parts)

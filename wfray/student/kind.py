@@ -27,8 +27,8 @@ class StudentKind(Protocol):
         """
         ...
 
-    def save(self, model: PreTrainedModel, directory: Path, source: Path) -> None:
-        """Write the trained student into the new `directory`; `source` is where it was loaded from."""
+    def save(self, model: PreTrainedModel, directory: Path, source: Path, tokens: int) -> None:
+        """Write the student, trained with so many `tokens`, into the new `directory`; `source` is where it was loaded from."""
         ...
 
 
@@ -44,6 +44,6 @@ class CausalStudent:
         self.vocab_size: int = model.config.vocab_size
         return model
 
-    def save(self, model: PreTrainedModel, directory: Path, source: Path) -> None:
+    def save(self, model: PreTrainedModel, directory: Path, source: Path, tokens: int) -> None:
         """See `StudentKind`."""
         save_student(model, directory, tokenizer_from=source)

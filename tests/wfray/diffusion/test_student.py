@@ -138,7 +138,7 @@ def test_a_free_row_of_a_padded_untied_embedding_becomes_the_masks(tokenizer_dir
 def test_losses_fall_and_the_directory_that_is_written_loads_again(whole: Attempt, autoregressive: Path, tmp_path: Path) -> None:
     attempt, losses = whole, list(whole.losses().values())
     assert sum(losses[-3:]) < sum(losses[:3]) - 1.0
-    attempt.kind.save(attempt.model, tmp_path / "student", autoregressive)
+    attempt.kind.save(attempt.model, tmp_path / "student", autoregressive, 10 * STEP)
     diffuser = load_diffuser(tmp_path / "student")
     assert torch.equal(diffuser.model.get_input_embeddings().weight[VOCABULARY], attempt.mask_row())  # type: ignore[union-attr]
     saved, trained = diffuser.model.state_dict(), attempt.model.state_dict()
@@ -170,11 +170,12 @@ def test_a_block_diffusion_student_goes_on_with_its_mask_token(autoregressive: P
     trained = first.load(autoregressive)
     with torch.no_grad():
         trained.get_input_embeddings().weight[VOCABULARY] = 7.0  # type: ignore[index]
-    first.save(trained, tmp_path / "student", autoregressive)
+    first.save(trained, tmp_path / "student", autoregressive, 7 * STEP)
     again = DiffusionStudent(config())
     model = again.load(tmp_path / "student")
     assert (model.get_input_embeddings().weight[VOCABULARY] == 7.0).all()
-    assert again.method.trained_tokens == 20 * STEP and again.tokenizer_sha256 == first.tokenizer_sha256
+    again.save(model, tmp_path / "more", tmp_path / "student", 3 * STEP)
+    assert read_method(tmp_path / "more").trained_tokens == 10 * STEP and again.tokenizer_sha256 == first.tokenizer_sha256
     with pytest.warns(UserWarning, match="block size 8: the student was trained for blocks of 4"):
         wider = DiffusionStudent(config({"block_size": 8}))
         wider.load(tmp_path / "student")
@@ -195,7 +196,7 @@ def test_what_is_no_block_diffusion_student_is_refused(autoregressive: Path, tok
     with pytest.raises(ValueError, match=f"holds no {FILE}: it is no block-diffusion student and has no mask token; run jobs.diffuse"):
         load_diffuser(autoregressive)
     kind = DiffusionStudent(config())
-    kind.save(kind.load(autoregressive), tmp_path / "student", autoregressive)
+    kind.save(kind.load(autoregressive), tmp_path / "student", autoregressive, STEP)
     tokenizer.save_pretrained(tmp_path / "student")
     with pytest.raises(ValueError, match=r"has the mask token None .*dlm_config.json says '<\|mask\|>' \(id 49152\)"):
         load_diffuser(tmp_path / "student")

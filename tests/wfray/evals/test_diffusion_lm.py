@@ -1,7 +1,6 @@
 """A block-diffusion student in lm-eval: the scorer's own numbers through a whole task, in one process and divided."""
 
 import json
-import logging
 import math
 from pathlib import Path
 from typing import Any
@@ -28,7 +27,7 @@ def student(place: Path) -> Path:
     tree = {"run": "unused", "student": "unused", "block_size": 8, "objectives": [{"kind": "cross_entropy"}], "train": train}
     kind = DiffusionStudent(DiffuseConfig.parse(tree, "a test"))
     model = kind.load(place / "student")
-    kind.save(model, place / "diffusion" / "student", place / "student")
+    kind.save(model, place / "diffusion" / "student", place / "student", 0)
     return place / "diffusion" / "student"
 
 
@@ -37,18 +36,17 @@ def lm(student: Path) -> DiffusionLM:
     return DiffusionLM(str(student), samples=7, seed=1, device="cpu")
 
 
-def test_scores_are_the_scorers_and_do_not_depend_on_what_else_is_asked(lm: DiffusionLM, caplog: pytest.LogCaptureFixture) -> None:
+def test_scores_are_the_scorers_and_do_not_depend_on_what_else_is_asked(lm: DiffusionLM, capsys: pytest.CaptureFixture[str]) -> None:
     pairs = [(context, f" {choice}") for context, choices, _ in ITEMS[1:3] for choice in choices]
     asked = [Instance("loglikelihood", {}, pair, number) for number, pair in enumerate(pairs)]
-    with caplog.at_level(logging.INFO):
-        found = lm.loglikelihood(asked)
-    assert "6 log-likelihoods, 7 samples a block, seed 1: mean standard error" in caplog.text
+    found = lm.loglikelihood(asked)
+    assert "6 log-likelihoods, 7 samples a block, seed 1: mean standard error" in capsys.readouterr().err
     assert lm.loglikelihood(asked[::-1]) == found[::-1]
     scorer = Scorer(lm.model, lm.method.mask_token_id, 8, num_samples=7, seed=1)
     for (context, continuation), (nats, is_greedy) in zip(pairs, found, strict=True):
         prefix, rest = lm._encode_pair(context, continuation)
         wanted = scorer.score(prefix, rest)
-        assert (nats, is_greedy) == (wanted.nats, wanted.is_greedy)
+        assert (nats, is_greedy) == (wanted.nats, wanted.is_greedy) and wanted.standard_error in lm.standard_errors
 
 
 def test_whole_tasks_give_the_same_divided_or_not(lm: DiffusionLM, place: Path, tmp_path: Path) -> None:

@@ -23,6 +23,7 @@ from wfray.data.tokenizer import load_tokenizer
 from wfray.evals.divided import Answer, DividedLM
 from wfray.evals.gguf_lm import GGUFLM
 from wfray.evals.harness import TASKS, compared, run_tasks, save, summary, task_manager
+from wfray.evals.harness_scores import HarnessScores
 from wfray.evals.models import StudentLM
 from wfray.evals.slices import Kind, Request, divide
 from wfray.evals.summaries import corpus_bleu, process_results
@@ -199,6 +200,43 @@ def test_every_output_is_kept_and_two_subjects_are_compared(lms: dict[str, Any],
     assert found[("tiny_choices", "acc")].num_items == len(ITEMS)
     difference = score.value - summary("original", "original", tmp_path / "original").find("tiny_choices", "acc").value  # type: ignore[union-attr]
     assert found[("tiny_choices", "acc")].difference == pytest.approx(difference)
+
+
+def write_subject(folder: Path, scores: dict[str, list[float]], reported: dict[str, float]) -> None:
+    """A subject's folder as lm-eval would leave it: `"metric,filter"` -> the score of each item, and what it makes of them."""
+    folder.mkdir(parents=True)
+    (folder / "results.json").write_text(json.dumps({"results": {"sums": reported}}))
+    samples = [
+        {"doc_id": item, "doc_hash": f"{item}", "filter": key.partition(",")[2], "metrics": [metric], metric: value}
+        for key, values in scores.items()
+        for metric in [key.partition(",")[0]]
+        for item, value in enumerate(values)
+    ]
+    (folder / "samples_sums.jsonl").write_text("".join(json.dumps(sample) + "\n" for sample in samples))
+
+
+def test_filters_of_one_metric_stay_apart_in_table_figures_and_comparison(tmp_path: Path) -> None:
+    strict, flexible = "exact_match,strict-match", "exact_match,flexible-extract"
+    write_subject(tmp_path / "a", {strict: [1, 1, 1, 0], flexible: [1, 1, 1, 1]}, {strict: 0.75, flexible: 1.0})
+    write_subject(tmp_path / "b", {strict: [0, 0, 0, 0], flexible: [1, 1, 1, 1]}, {strict: 0.0, flexible: 1.0})
+    scores = HarnessScores(subjects=[summary(name, "hub", tmp_path / name) for name in "ab"], comparisons=compared([("a", "b")], tmp_path))
+    differences = {each.metric: each.paired.difference for each in scores.comparisons}
+    assert differences == {"exact_match, flexible-extract": 0.0, "exact_match, strict-match": -0.75}
+    assert scores.figures()["a"]["sums"] == {"exact_match, strict-match": 0.75, "exact_match, flexible-extract": 1.0}
+    rows = [line.split("  ") for line in scores.table().splitlines()]
+    assert [row[-1].strip() for row in rows if row[0] == "sums, exact_match, strict-match"] == ["0"]
+
+
+def test_only_means_of_items_are_compared_and_only_of_the_same_items(tmp_path: Path) -> None:
+    """Of a perplexity lm-eval keeps each item's log-likelihood, whose difference has the other sign and another size."""
+    keys = {"perplexity,none": 5.0, "acc,none": 0.5}
+    for name, fall in (("a", 0.0), ("b", 0.7)):
+        items = {"perplexity,none": [-1.5 - fall, -1.7 - fall], "acc,none": [0, 1]}
+        write_subject(tmp_path / name, items, {**keys, "perplexity,none": 4.953 * 2.0138 ** (fall / 0.7)})
+    assert [each.metric for each in compared([("a", "b")], tmp_path)] == ["acc"]
+    write_subject(tmp_path / "c", {"acc,none": [0, 1, 1]}, {"acc,none": 2 / 3})
+    with pytest.raises(ValueError, match="a and c were asked different items of sums: delete"):
+        compared([("a", "c")], tmp_path)
 
 
 def test_every_preset_names_tasks_that_exist_and_unknown_ones_are_refused() -> None:

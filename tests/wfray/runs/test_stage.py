@@ -8,6 +8,7 @@ import pytest
 
 from wfray.config.base import StageConfig
 from wfray.runs import Manifest, MetricsLog, Stage, read_metrics, resolve_home, write_aside
+from wfray.runs.files import sha256_of, size_of
 
 
 class Toy(StageConfig):
@@ -95,6 +96,17 @@ def test_what_another_configuration_left_is_told_from_what_can_be_resumed(tmp_pa
             assert (stage.directory / "checkpoint").exists() is resumed
             (stage.directory / "checkpoint").touch()
             raise RuntimeError
+
+
+def test_what_python_compiles_beside_modules_is_no_content(tmp_path: Path) -> None:
+    (tmp_path / "tasks").mkdir()
+    (tmp_path / "tasks" / "utils.py").write_text("a = 1\n")
+    before = sha256_of(tmp_path / "tasks"), size_of(tmp_path / "tasks")
+    (tmp_path / "tasks" / "__pycache__").mkdir()
+    (tmp_path / "tasks" / "__pycache__" / "utils.pyc").write_bytes(b"compiled")
+    assert (sha256_of(tmp_path / "tasks"), size_of(tmp_path / "tasks")) == before
+    (tmp_path / "tasks" / "utils.py").write_text("a = 2\n")
+    assert sha256_of(tmp_path / "tasks") != before[0]
 
 
 def test_a_missing_parent_is_named(tmp_path: Path) -> None:

@@ -28,7 +28,7 @@ def student(tokenizer_directory: Path, tmp_path_factory: pytest.TempPathFactory)
     directory = tmp_path_factory.mktemp("stage")
     save_student(model_of(VOCABULARY, tied=True), directory / "autoregressive", tokenizer_from=tokenizer_directory)
     kind = DiffusionStudent(config())
-    kind.save(kind.load(directory / "autoregressive"), directory / "student", directory / "autoregressive")
+    kind.save(kind.load(directory / "autoregressive"), directory / "student", directory / "autoregressive", 0)
     return directory
 
 
