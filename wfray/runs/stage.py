@@ -69,7 +69,7 @@ class Manifest(BaseModel):
 class Stage:
     """A stage at work. Use as a context manager: leaving it with an error records a failed manifest, and never a whole one.
 
-    Within it the directory is locked: entering raises `ValueError` while another process is at work there.
+    Within it the directory is locked: entering waits for another process that is at work there, and raises `ValueError` if it stays.
     """
 
     @classmethod

@@ -2,6 +2,7 @@
 
 import subprocess
 import sys
+import threading
 from pathlib import Path
 
 import pytest
@@ -73,16 +74,22 @@ with Stage.of(StageConfig(run=sys.argv[1], stage="parent")):
 """
 
 
-def test_one_process_at_a_time_is_at_work_in_a_stage_and_a_killed_one_leaves_it_free(tmp_path: Path) -> None:
+def test_one_process_at_a_time_is_at_work_in_a_stage_and_a_killed_one_leaves_it_free(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     other = subprocess.Popen([sys.executable, "-c", AT_WORK, str(tmp_path)], stdout=subprocess.PIPE, text=True)
     assert other.stdout is not None and other.stdout.readline() == "at work\n"
     begun = (tmp_path / "parent" / "manifest.json").read_bytes()
-    with pytest.raises(ValueError, match="parent' is being written by another process: wait for it or end it"):
+    with (
+        monkeypatch.context() as patch,
+        pytest.raises(ValueError, match="parent' is being written by another process: wait for it or end it"),
+    ):
+        patch.setattr("wfray.runs.lock.WAIT_SECONDS", 0.0)
         run(toy(tmp_path, stage="parent"), "a")
     assert (tmp_path / "parent" / "manifest.json").read_bytes() == begun
-    other.kill()
-    other.wait()
+    threading.Timer(1.0, other.kill).start()
     run(toy(tmp_path, stage="parent"), "a")
+    other.wait()
     assert Stage.of(toy(tmp_path, stage="parent")).done
     run(toy(tmp_path, stage="parent", value=1), "b")
 
