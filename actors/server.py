@@ -37,8 +37,9 @@ class Server:
 
     async def reconfigure(self, hosting: dict[str, Any]) -> None:
         """Called by Serve at the start and whenever the models change."""
-        await self.host.apply(Hosting.model_validate(hosting))
-        self.fingerprint = fingerprint(Hosting.model_validate(hosting), Access(**self.access))
+        wanted = Hosting.model_validate(hosting)
+        await self.host.apply(wanted)
+        self.fingerprint = fingerprint(wanted, Access(**self.access))
 
     async def served(self) -> str:
         """The fingerprint of what this replica serves, and to whom."""

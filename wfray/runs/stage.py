@@ -69,7 +69,8 @@ class Manifest(BaseModel):
 class Stage:
     """A stage at work. Use as a context manager: leaving it with an error records a failed manifest, and never a whole one.
 
-    Within it the directory is locked: entering waits for another process that is at work there, and raises `ValueError` if it stays.
+    Within it the directory is locked: entering waits for another process that is at work there, and raises `ValueError` if it
+    stays or has completed the stage.
     """
 
     @classmethod
@@ -99,6 +100,7 @@ class Stage:
         self.directory = self.run / name
         self.inputs = {role: self._locate(role, reference) for role, reference in parents.items()}
         self.parents = {role: identity_of(path) for role, path in self.inputs.items()}
+        self._found = Manifest.read(self.directory)
         self.resumed = False
         """Within the stage: whether it goes on from an interrupted attempt of this configuration and these parents."""
         self.figures: dict[str, Any] = {}
@@ -140,6 +142,9 @@ class Stage:
     def __enter__(self) -> Self:
         self.directory.mkdir(parents=True, exist_ok=True)
         self._lock = lock(self.directory)
+        if (manifest := Manifest.read(self.directory)) and manifest.status == "complete" and manifest != self._found:
+            self._lock.close()
+            raise ValueError(f"stage {self.name!r} was completed by another process meanwhile: run the same command again to go on from it")
         self.resumed = self.resumable
         remove_partials(self.directory)
         self.started = time.time()

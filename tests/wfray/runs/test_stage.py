@@ -94,6 +94,15 @@ def test_one_process_at_a_time_is_at_work_in_a_stage_and_a_killed_one_leaves_it_
     run(toy(tmp_path, stage="parent", value=1), "b")
 
 
+def test_what_another_process_completed_meanwhile_is_not_done_over(tmp_path: Path) -> None:
+    waiting = Stage.of(toy(tmp_path, stage="parent"))
+    run(toy(tmp_path, stage="parent"), "a")
+    with pytest.raises(ValueError, match="stage 'parent' was completed by another process meanwhile"), waiting:
+        waiting.clear()
+    assert Stage.of(toy(tmp_path, stage="parent")).done
+    run(toy(tmp_path, stage="parent"), "a")
+
+
 def test_what_another_configuration_left_is_told_from_what_can_be_resumed(tmp_path: Path) -> None:
     for value, resumed in ((0, False), (0, True), (1, False)):
         with pytest.raises(RuntimeError), Stage.of(toy(tmp_path, stage="parent", value=value)) as stage:
