@@ -193,9 +193,10 @@ def hold_out(
         return None, documents
     marks = [mark for piece in held for mark in piece.marks or []]
     together = Encoded([tokens for piece in held for tokens in piece.tokens], marks or None)
-    rows = best_fit(together, options).first(options.heldout_rows, num_cut)
     name = shard_name(source, "heldout", [document.text for document in documents[: len(held)]], options, encoder.identity)
-    return write_shard(options.directory, name, rows), documents[len(held) :]
+    found = find_shard(options.directory, name)
+    shard = found or write_shard(options.directory, name, best_fit(together, options).first(options.heldout_rows, num_cut))
+    return shard, documents[len(held) :]
 
 
 def draw_piece(document: Encoded, sequence_length: int, key: bytes) -> Encoded:

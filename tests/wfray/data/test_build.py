@@ -147,6 +147,16 @@ def test_packing_again_takes_what_is_whole_and_mends_what_is_not(source: TextFil
     assert pack_part(source.name, part, options, encoder) == shard
 
 
+def test_a_unit_that_was_left_halfway_keeps_every_shard_that_it_made(source: TextFiles, options: PackOptions, encoder: Encoder) -> None:
+    [unit] = plan(source, options)
+    unit = unit.model_copy(update={"holds_out": True})
+    result = pack_unit(unit, options, encoder)
+    stamps = [(options.directory / shard.file).stat().st_mtime_ns for shard in result.shards]
+    options.receipt(unit).unlink()
+    assert pack_unit(unit, options, encoder) == result and result.heldout is not None
+    assert [(options.directory / shard.file).stat().st_mtime_ns for shard in result.shards] == stamps
+
+
 def test_a_finished_unit_is_not_read_again_unless_its_files_or_shards_changed(
     source: TextFiles, options: PackOptions, encoder: Encoder, monkeypatch: pytest.MonkeyPatch
 ) -> None:
