@@ -13,7 +13,7 @@ from wfray.config.train import AttentionRelations, TrainConfig
 from wfray.data.shards import PackedCorpus
 from wfray.data.stream import MixedStream
 from wfray.diffusion.student import DiffusionStudent
-from wfray.objectives import StageLoss
+from wfray.objectives import StageLoss, num_related
 from wfray.objectives.relations import check_split
 from wfray.quant import lambda_at
 from wfray.quant.determinism import use_deterministic_algorithms
@@ -70,7 +70,8 @@ def run_worker(
     stream = MixedStream(packed, "train", weights=None if cursor else config.first_weights, seed=config.train.seed, cursor=cursor)
     probe = StudentProbe(replica, config.train.micro_rows, collective)
     plan, mixer = step_plan(config, packed.index.sequence_length, done), make_mixer(config, probe, packed)
-    feed = Feed(stream, plan, teacher, collective.rank, collective.world_size, mixer)
+    count = None if loss.qkv_layer is None else lambda batch: num_related(kind.related(batch))
+    feed = Feed(stream, plan, teacher, collective.rank, collective.world_size, mixer, count)
     state = progress.state if progress else TrainingState()
     with open_log(config, directory, collective.rank, done) as log:
         show = with_metrics(log, Path(config.run).name, config.stage) if collective.rank == 0 else log

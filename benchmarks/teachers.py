@@ -21,7 +21,7 @@ from wfray.config.train import Objective, TeacherUse
 from wfray.data.batch import PackedBatch
 from wfray.data.shards import PackedCorpus
 from wfray.data.stream import MixedStream
-from wfray.objectives import StageLoss
+from wfray.objectives import StageLoss, Totals, num_related
 from wfray.quant import hold_codes, release_codes
 from wfray.runs.children import free_port
 from wfray.student import load_student, materialize, run_body
@@ -104,8 +104,8 @@ class Step:
         hold_codes(self.student)
         with torch.autocast("cpu", torch.bfloat16):
             output = run_body(self.student, tensors, with_layers=self.loss.needs_layers, qkv_layer=self.loss.qkv_layer)
-            num_targets = int((tensors["targets"] != -100).sum())
-            loss, _ = self.loss(output, lm_head_weight(self.student), tensors, signals, num_targets, 0.5)
+            totals = Totals(int((tensors["targets"] != -100).sum()), num_related(output.segments))
+            loss, _ = self.loss(output, lm_head_weight(self.student), tensors, signals, totals, 0.5)
         loss.backward()
         release_codes(self.student)
         self.optimizer.step()

@@ -14,6 +14,7 @@ from cluster.autoscaling import HEAD, autoscaling_config
 from cluster.costs import start_exporter
 from cluster.identity import Owner, home
 from cluster.monitoring import COSTS_PORT, start_monitoring
+from cluster.nodes import ENDING
 from cluster.rays import keep_running, only_one
 from cluster.storage import keep_mirrored, print_outcome
 from cluster.tasks import AGENT_PORT, DASHBOARD_PORT, GCS_PORT, SERVE_PORT
@@ -24,12 +25,13 @@ DEFAULT_PORTS = {"GCS": GCS_PORT, "DASHBOARD": DASHBOARD_PORT, "AGENT": AGENT_PO
 
 
 def main() -> None:
-    """Start, and stay."""
+    """Start, and stay; a `wf down` that was broken off is taken back, since somebody asks for the cluster again."""
+    directory = home() / "head"
+    directory.mkdir(parents=True, exist_ok=True)
+    (directory / ENDING).unlink(missing_ok=True)
     lock = only_one(home() / "head.lock")
     config = ClusterConfig.parse(json.loads(os.environ["WF_CLUSTER"]), "WF_CLUSTER")
     ports = {name: int(os.environ.get(f"WF_{name}_PORT", default)) for name, default in DEFAULT_PORTS.items()}
-    directory = home() / "head"
-    directory.mkdir(parents=True, exist_ok=True)
     command = ray_command(config, ports)
     if config.head:
         command.append(f"--autoscaling-config={write_autoscaling(config, directory, ports['GCS'])}")

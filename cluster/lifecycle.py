@@ -21,7 +21,8 @@ from wfray.config.cluster import ClusterConfig
 
 ROOT = Path(__file__).resolve().parent.parent
 STATE = "~/.wfray/head/state.json"
-ENDING = f"~/.wfray/head/{nodes.ENDING}"
+END_WORKERS = f"mkdir -p ~/.wfray/head && touch ~/.wfray/head/{nodes.ENDING}"
+"""The head may have come up without ever running: then it has no workers either."""
 POLL_SECONDS = 2.0
 
 
@@ -122,7 +123,7 @@ def down(name: str, dry_run: bool, abandon: bool) -> None:
     require_owner(record.owner, f"cluster {name!r}", "take it down")
     command = sky.down_command(record.sky_name)
     if dry_run:
-        print(f"{shlex.join(ssh_command(record.sky_name, f'touch {ENDING}'))}   # the autoscaler takes every worker down")
+        print(f"{shlex.join(ssh_command(record.sky_name, END_WORKERS))}   # the autoscaler takes every worker down")
         print(shlex.join(command))
         return
     if config_of(record).groups:
@@ -136,11 +137,11 @@ def down(name: str, dry_run: bool, abandon: bool) -> None:
 def end_workers(record: ClusterRecord, abandon: bool) -> None:
     """Have the head take its workers down, and wait for that."""
     try:
-        run_there(record.sky_name, f"touch {ENDING}")
+        run_there(record.sky_name, END_WORKERS)
         while (state := read_state(record)) and state.nodes:
             print(f"waiting for {', '.join(state.nodes)} to go", flush=True)
             time.sleep(POLL_SECONDS)
-    except Unreachable as error:
+    except ValueError as error:
         minutes = 15 + config_of(record).limits.autostop_minutes
         if not abandon:
             raise ValueError(

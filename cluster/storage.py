@@ -3,12 +3,15 @@
     URL/objects/<sha256>        contents, each once
     URL/index.json              path -> sha256 of one moment, written last
 
-The index names only contents that are there already, so a push that dies in the middle leaves the moment before. Manifests are
-read before anything else: what they call complete is then found by the walk that follows. Contents that no index names go last.
+A push takes minutes, and training replaces its checkpoint meanwhile. So it first holds the moment: a hard link to every file, made in
+milliseconds, keeps what is then deleted; the few that grow in place are copied. Where a file goes while links are made, all are made
+again. Manifests are held before anything else: what they call complete is among the files that follow. The index names only contents
+that are there already, so a push that dies in the middle leaves the moment before. Contents that no index names go last.
 """
 
 import json
 import os
+import shutil
 import threading
 import time
 from pathlib import Path
@@ -16,10 +19,16 @@ from pathlib import Path
 import fsspec
 
 from wfray.runs import sha256_of, write_aside
+from wfray.runs.files import remove
 
 PUSH_SECONDS = 300.0
-SKIPPED = (".partial", "/ray/", "/wandb/")
-"""Half-written files, Ray's own bookkeeping, W&B's."""
+HELD = ".mirror"
+"""Where the moment that is sent is held, within the directory: hard links do not lead to another file system."""
+SKIPPED = (".partial", "/ray/", "/wandb/", f"/{HELD}/")
+"""Half-written files, Ray's own bookkeeping, W&B's, ours."""
+GROWING = (".jsonl", ".log")
+"""Appended to in place; all other files are renamed into their place and stay as they are."""
+HOLD_ATTEMPTS = 20
 
 
 class Mirror:
@@ -29,16 +38,47 @@ class Mirror:
         self.directory = directory
         self.files, self.root = fsspec.core.url_to_fs(url)
         self.hashes: dict[str, tuple[tuple[int, int], str]] = {}
+        self.pushing = threading.Lock()
 
     def push(self) -> int:
-        """Send what is new and forget what is gone; the number of contents sent."""
-        index = {name: digest for name in self.local() if (digest := self.hash_of(name))}
+        """Send what is new and forget what is gone; the number of contents sent.
+
+        Raises:
+            OSError: files went faster than they could be held, or hard links cannot be made here.
+        """
+        held = self.directory / HELD
+        with self.pushing:
+            try:
+                self.hold(held)
+                return self.send(held)
+            finally:
+                remove(held)
+
+    def hold(self, held: Path) -> None:
+        """Make `held` a copy of the directory as it stands, of hard links."""
+        for _ in range(HOLD_ATTEMPTS):
+            remove(held)
+            try:
+                for name in self.local():
+                    hold_file(self.directory / name, held / name)
+                return
+            except FileNotFoundError as error:
+                gone = error
+        raise gone
+
+    def send(self, held: Path) -> int:
+        """Send what is held: contents, then the index; a file that changed meanwhile stays there as it was before."""
+        before = self.index()
+        index = {str(path.relative_to(held)): self.hash_of(path) for path in sorted(held.rglob("*")) if path.is_file()}
         self.files.makedirs(f"{self.root}/objects", exist_ok=True)
         there = self.objects()
         new = {digest: name for name, digest in index.items() if digest not in there}
         for digest, name in new.items():
-            if self.send(name, digest) is None:
-                index = {path: value for path, value in index.items() if value != digest}
+            self.files.put_file(str(held / name), f"{self.root}/objects/{digest}")
+            if self.hash_of(held / name) != digest:
+                print(f"{name} is written in place and was not mirrored: such files end in {' or '.join(GROWING)}", flush=True)
+                del index[name]
+                index |= {name: before[name]} if name in before else {}
         self.files.pipe_file(f"{self.root}/index.json", json.dumps(index).encode())
         for digest in there - set(index.values()):
             self.files.rm_file(f"{self.root}/objects/{digest}")
@@ -58,34 +98,20 @@ class Mirror:
         return len(missing)
 
     def local(self) -> list[str]:
-        """What is here, manifests first."""
-        paths = [str(path.relative_to(self.directory)) for path in self.directory.rglob("*") if path.is_file() and not path.is_symlink()]
-        manifests = [str(path.relative_to(self.directory)) for path in self.directory.rglob("manifest.json")]
-        return [*manifests, *sorted(name for name in set(paths) - set(manifests) if not any(part in f"/{name}" for part in SKIPPED))]
+        """What is here: manifests, then a walk."""
+        manifests = [path.relative_to(self.directory).as_posix() for path in self.directory.rglob("manifest.json")]
+        walked = [Path(top, name) for top, _, names in os.walk(self.directory) for name in names]
+        rest = {path.relative_to(self.directory).as_posix() for path in walked if not path.is_symlink()} - set(manifests)
+        return [name for name in [*manifests, *sorted(rest)] if not any(part in f"/{name}" for part in SKIPPED)]
 
-    def hash_of(self, name: str) -> str | None:
-        """SHA-256 of a file, remembered while size and time of change stay; None where it is gone meanwhile."""
-        path = self.directory / name
-        try:
-            state = os.stat(path)
-            stamp = (state.st_size, state.st_mtime_ns)
-            if name not in self.hashes or self.hashes[name][0] != stamp:
-                self.hashes[name] = (stamp, sha256_of(path))
-        except FileNotFoundError:
-            return None
+    def hash_of(self, path: Path) -> str:
+        """SHA-256 of a held file, remembered while its name, size and time of change stay."""
+        state = path.stat()
+        stamp = (state.st_size, state.st_mtime_ns)
+        name = str(path)
+        if name not in self.hashes or self.hashes[name][0] != stamp:
+            self.hashes[name] = (stamp, sha256_of(path))
         return self.hashes[name][1]
-
-    def send(self, name: str, digest: str) -> str | None:
-        """Send a content; None where the file has changed since it was hashed, and comes with the next push."""
-        place = f"{self.root}/objects/{digest}"
-        try:
-            self.files.put_file(str(self.directory / name), place)
-        except FileNotFoundError:
-            return None
-        if self.hash_of(name) == digest:
-            return digest
-        self.files.rm_file(place)
-        return None
 
     def index(self) -> dict[str, str]:
         """Of the last push; empty where there was none."""
@@ -96,6 +122,15 @@ class Mirror:
         """The contents that are there."""
         place = f"{self.root}/objects"
         return {name.rpartition("/")[2] for name in self.files.ls(place, detail=False, refresh=True)} if self.files.exists(place) else set()
+
+
+def hold_file(path: Path, place: Path) -> None:
+    """A hard link to a file, or a copy of one that grows."""
+    place.parent.mkdir(parents=True, exist_ok=True)
+    if path.suffix in GROWING:
+        shutil.copy2(path, place)
+    else:
+        os.link(path, place)
 
 
 def keep_mirrored(directory: Path, url: str) -> Mirror:
@@ -114,8 +149,8 @@ def keep_mirrored(directory: Path, url: str) -> Mirror:
 
 
 def print_outcome(mirror: Mirror) -> None:
-    """Push once; storage that does not answer is tried again at the next time, and said."""
+    """Push once; whatever fails is said and tried again at the next time: each storage has errors of its own for a network that is gone."""
     try:
         print(f"runs mirrored: {mirror.push()} new contents", flush=True)
-    except OSError as error:
-        print(f"runs could not be mirrored: {error}", flush=True)
+    except Exception as error:
+        print(f"runs could not be mirrored: {type(error).__name__}: {error}", flush=True)

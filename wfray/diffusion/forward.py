@@ -12,7 +12,7 @@ from torch.nn.functional import pad
 from transformers import PreTrainedModel
 
 from wfray.diffusion.attention import Capture, RowOfBlocks, fill_up
-from wfray.diffusion.batch import block_row
+from wfray.diffusion.batch import BlockRow, block_row
 from wfray.diffusion.blocks import Blocks
 from wfray.student.attention import AttentionObserver
 from wfray.student.forward import BodyOutput
@@ -57,11 +57,15 @@ class DiffusionForward:
         Q, K and V are those of the first noisy copy, and `segments` its blocks: relations are within blocks.
         """
         assert not with_layers and observe is None, "neither is possible with blocks, and the configuration refuses both"
-        row = block_row(batch, self.seed, self.block_size, self.mask_id)
+        row = self.row_of(batch)
         capture = None if qkv_layer is None else Capture(qkv_layer)
         hidden_NC = run_row(model, Row(row.input_ids, row.position_ids, row.blocks), capture)
         states = None if capture is None or capture.states is None else packed_states(capture.states, row.first_copy_BS)
         return BodyOutput(hidden_NC[row.predictor_BS.to(hidden_NC.device)], row.noisy, qkv=states)
+
+    def row_of(self, batch: dict[str, Tensor]) -> BlockRow:
+        """The row of blocks that a packed batch becomes."""
+        return block_row(batch, self.seed, self.block_size, self.mask_id)
 
 
 def run_row(model: PreTrainedModel, row: Row, capture: Capture | None = None) -> Tensor:

@@ -12,6 +12,7 @@ from typing import Any, Literal
 
 import torch
 from pydantic import BaseModel, ConfigDict, ValidationError
+from torch import Tensor
 from transformers import PreTrainedModel, PreTrainedTokenizerFast
 
 from wfray.config.diffuse import DiffuseConfig
@@ -23,6 +24,7 @@ from wfray.diffusion.noise import EPS
 from wfray.quant import hold_codes
 from wfray.student import load_student, save_student
 from wfray.student.forward import Forward
+from wfray.student.segments import Segments
 
 FILE = "dlm_config.json"
 
@@ -160,7 +162,7 @@ class DiffusionStudent:
             use_block_attention(self.model)
         self.vocab_size: int = mask_id
         self.method = self._method(mask_id, before)
-        self.forward = DiffusionForward(self.config.train.seed, self.config.block_size, mask_id)
+        self.forward = self.blocks = DiffusionForward(self.config.train.seed, self.config.block_size, mask_id)
         return self.model
 
     def _method(self, mask_id: int, tokens_before: int) -> Method:
@@ -173,6 +175,10 @@ class DiffusionStudent:
             objectives=[objective.model_dump(mode="json") for objective in self.config.objectives],
             trained_tokens=tokens_before,
         )
+
+    def related(self, batch: dict[str, Tensor]) -> Segments:
+        """See `StudentKind`: blocks of the first noisy copy."""
+        return self.blocks.row_of(batch).noisy
 
     def save(self, model: PreTrainedModel, directory: Path, source: Path, tokens: int) -> None:
         """See `StudentKind`."""

@@ -2,7 +2,7 @@
 
 from wfray.objectives.alignment import alignment_loss
 from wfray.objectives.linear_losses import LinearLosses, linear_losses
-from wfray.objectives.relations import relation_loss
-from wfray.objectives.stage_loss import StageLoss
+from wfray.objectives.relations import num_related, relation_loss
+from wfray.objectives.stage_loss import StageLoss, Totals
 
-__all__ = ["LinearLosses", "StageLoss", "alignment_loss", "linear_losses", "relation_loss"]
+__all__ = ["LinearLosses", "StageLoss", "Totals", "alignment_loss", "linear_losses", "num_related", "relation_loss"]

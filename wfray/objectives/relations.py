@@ -22,7 +22,7 @@ import torch
 from torch import Tensor
 
 from wfray.objectives.divergence import kl_
-from wfray.student.segments import Segments
+from wfray.student.segments import Segments, Span
 
 States = tuple[Tensor, Tensor, Tensor]
 
@@ -34,8 +34,8 @@ NOTHING = -1e30
 """The logit of a filled-up column: finite, so that differences of logarithms stay 0."""
 
 
-def relation_loss(student: States, teacher: States, segments: Segments, split_heads: int | None) -> tuple[Tensor, int]:
-    """The loss summed over tokens, and the number of tokens that it covers.
+def relation_loss(student: States, teacher: States, segments: Segments, split_heads: int | None) -> Tensor:
+    """The loss summed over tokens; `num_related` counts them.
 
     Args:
         student, teacher: Q, K and V of one layer, [B, heads, T, head_dim] each; head counts may differ between the two only
@@ -44,14 +44,24 @@ def relation_loss(student: States, teacher: States, segments: Segments, split_he
         split_heads: see the module docstring.
     """
     length, device = student[0].shape[2], student[0].device
-    spans = [(row * length + start, end - start) for row, start, end in segments.documents if end - start > 1]
+    spans = [(row * length + start, end - start) for row, start, end in related(segments)]
     total = student[0].new_zeros((), dtype=torch.float32)
     with torch.autocast(device.type, enabled=False):
         for ours, theirs in zip(student, teacher, strict=True):
             num_heads = split_heads or ours.shape[1]
             groups = group_documents(spans, GROUP_ELEMENTS[device.type] // num_heads)
             total = total + _Relations.apply(ours, theirs.to(device), groups, num_heads, split_heads is not None)
-    return total, sum(size for _, size in spans)
+    return total
+
+
+def related(segments: Segments) -> list[Span]:
+    """The documents that have relations: those of more than one token."""
+    return [span for span in segments.documents if span[2] - span[1] > 1]
+
+
+def num_related(segments: Segments) -> int:
+    """Tokens that relations are taken of: the rows of the relations of one head."""
+    return sum(end - start for _, start, end in related(segments))
 
 
 def group_documents(spans: Sequence[tuple[int, int]], most_elements: int) -> list[list[tuple[int, int]]]:

@@ -1,10 +1,12 @@
 """A stage's loss: its objectives with their weights at this moment, on one micro-batch.
 
-Sums over tokens are divided by the number of targets in the whole global batch, so that gradients of micro-batches and
-workers add up to the gradient of the batch, however it is cut.
+Sums over tokens are divided by the number of such tokens in the whole global batch, so that gradients of micro-batches and workers add
+up to the gradient of the batch, however it is cut. That number is the targets for all but the attention relations: they compare every
+token of a document, and where only an answer of one token has a target the two numbers lie far apart.
 """
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor, nn
@@ -17,6 +19,15 @@ from wfray.objectives.relations import relation_loss
 from wfray.objectives.soft_targets import Shortlist, Teacher, TeacherHead
 from wfray.student.forward import BodyOutput
 from wfray.teacher.signals import Signals
+
+
+@dataclass(frozen=True)
+class Totals:
+    """What the whole global batch holds."""
+
+    num_targets: int
+    num_related: int | None
+    """Tokens that relations are taken of (`num_related`); None: not counted, since no objective asks."""
 
 
 class StageLoss(nn.Module):
@@ -45,7 +56,7 @@ class StageLoss(nn.Module):
         head_VC: Tensor,
         batch: dict[str, Tensor],
         signals: Signals,
-        num_targets: int,
+        totals: Totals,
         progress: float,
         only: str | None = None,
     ) -> tuple[Tensor, dict[str, float]]:
@@ -56,7 +67,7 @@ class StageLoss(nn.Module):
             head_VC: the student's LM head.
             batch: the micro-batch.
             signals: of the teacher.
-            num_targets: targets in the global batch.
+            totals: of the global batch.
             progress: of the stage, 0..1.
             only: kind of the one objective to evaluate, with its weight; None: all.
 
@@ -67,15 +78,15 @@ class StageLoss(nn.Module):
             raise ValueError(f"the stage has no objective {only!r}: choose one of {', '.join(self.objectives)}")
         chosen = {kind: objective for kind, objective in self.objectives.items() if only in (None, kind)}
         weights: dict[str, float] = {kind: ramp_at(objective.weight, progress) for kind, objective in chosen.items()}
-        loss, parts = self._linear(output, head_VC, batch, signals, num_targets, weights)
+        loss, parts = self._linear(output, head_VC, batch, signals, totals.num_targets, weights)
         if isinstance(objective := chosen.get("alignment"), Alignment):
             mask_BT = batch["targets"] != -100
-            part = alignment_loss(output.layers, list(signals["layers"]), mask_BT, num_targets, objective.layers, objective.distance)
+            part = alignment_loss(output.layers, list(signals["layers"]), mask_BT, totals.num_targets, objective.layers, objective.distance)
             loss, parts["alignment"] = loss + weights["alignment"] * part, part.item()
         if isinstance(objective := chosen.get("attention_relations"), AttentionRelations):
-            assert output.qkv is not None
-            summed, _ = relation_loss(output.qkv, signals["qkv"], output.segments, objective.split_heads)
-            part = summed / num_targets
+            assert output.qkv is not None and totals.num_related is not None
+            summed = relation_loss(output.qkv, signals["qkv"], output.segments, objective.split_heads)
+            part = summed / max(totals.num_related, 1)
             loss, parts["attention_relations"] = loss + weights["attention_relations"] * part, part.item()
         return loss, parts
 

@@ -3,11 +3,13 @@
 from pathlib import Path
 from typing import Protocol
 
+from torch import Tensor
 from transformers import PreTrainedModel
 
 from wfray.data.tokenizer import load_directory_tokenizer, tokenizer_sha256
 from wfray.student.checkpoint import load_student, save_student
 from wfray.student.forward import Forward, run_body
+from wfray.student.segments import Segments
 
 
 class StudentKind(Protocol):
@@ -27,6 +29,10 @@ class StudentKind(Protocol):
         """
         ...
 
+    def related(self, batch: dict[str, Tensor]) -> Segments:
+        """The spans of a packed batch within which attention relations compare positions, as `forward` returns them."""
+        ...
+
     def save(self, model: PreTrainedModel, directory: Path, source: Path, tokens: int) -> None:
         """Write the student, trained with so many `tokens`, into the new `directory`; `source` is where it was loaded from."""
         ...
@@ -43,6 +49,10 @@ class CausalStudent:
         self.tokenizer_sha256 = tokenizer_sha256(load_directory_tokenizer(directory))
         self.vocab_size: int = model.config.vocab_size
         return model
+
+    def related(self, batch: dict[str, Tensor]) -> Segments:
+        """See `StudentKind`: whole documents."""
+        return Segments.of(batch["segment_ids"])
 
     def save(self, model: PreTrainedModel, directory: Path, source: Path, tokens: int) -> None:
         """See `StudentKind`."""

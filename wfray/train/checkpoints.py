@@ -5,8 +5,8 @@ workers; the typed rest (step, tokens, cursor, training state) is `progress.json
 
 Training stands still for one copy of this worker's tensors into buffers in main memory, which are kept for the next time (12 bytes a
 weight, divided by the workers). A thread of low priority then writes them to a directory aside and flushes it; rank 0 renames it, so the
-newest directory of this name is the newest committed checkpoint, and deletes older ones only then. At most one write is under way: a
-checkpoint that comes sooner waits. Where a write fails, as on a full disk, every worker raises at its next step.
+newest directory of this name is the newest committed checkpoint, and deletes older ones, renamed first, only then. At most one write is
+under way: a checkpoint that comes sooner waits. Where a write fails, as on a full disk, every worker raises at its next step.
 """
 
 import os
@@ -29,6 +29,8 @@ from wfray.train.collective import Collective
 from wfray.train.state import TrainingState
 
 NICENESS = 10
+PARTIAL = ".partial"
+"""Ends the hidden name of a checkpoint that is being written or deleted."""
 
 
 class Progress(BaseModel):
@@ -95,12 +97,13 @@ class CheckpointStore:
 
     def _write(self, staged: dict[str, Tensor], progress: Progress) -> None:
         target = self.directory / f"step-{progress.step:08d}"
-        aside = self.directory / f".{target.name}.partial"
+        aside = self.directory / f".{target.name}{PARTIAL}"
         if self.collective.rank:
             self._write_tensors(staged, aside)
             return
-        remove(aside)
-        aside.mkdir(parents=True)
+        for left in self.directory.glob(f".step-*{PARTIAL}"):
+            remove(left)
+        aside.mkdir(parents=True, exist_ok=True)
         try:
             self._write_tensors(staged, aside)
             (aside / "progress.json").write_text(progress.model_dump_json(indent=2), encoding="utf-8")
@@ -118,7 +121,7 @@ class CheckpointStore:
         aside.rename(target)
         flush(self.directory)
         for path in older:
-            remove(path)
+            remove(path.rename(self.directory / f".{path.name}{PARTIAL}"))
 
     def load(self, path: Path, model: nn.Module, optimizer: torch.optim.Optimizer) -> Progress:
         """Read a checkpoint, written by any number of workers, into a model and its optimizer.

@@ -12,7 +12,7 @@ place, and the requests in flight are bounded by a number instead of by blocks.
 
 import time
 from collections import deque
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, fields, is_dataclass, replace
 from typing import Any, Protocol, TypeVar
 
@@ -22,6 +22,7 @@ from torch import Tensor
 
 from wfray.data.batch import PackedBatch
 from wfray.data.stream import Cursor, MixedStream
+from wfray.objectives import Totals
 from wfray.teacher.signals import Signals
 
 T = TypeVar("T")
@@ -82,8 +83,8 @@ class MicroBatch:
     step: int
     batch: dict[str, Tensor]
     signals: Signals
-    num_targets: int
-    """Targets of the whole global batch."""
+    totals: Totals
+    """Of the whole global batch."""
     is_last: bool
     """Whether the step ends with it."""
     cursor: Cursor
@@ -94,10 +95,27 @@ class Feed:
     """Iterates over the micro-batches of one worker from `plan.first_step` to the end of the stage."""
 
     def __init__(
-        self, stream: MixedStream, plan: StepPlan, source: SignalSource | None, rank: int, world_size: int, mixer: Mixer | None = None
+        self,
+        stream: MixedStream,
+        plan: StepPlan,
+        source: SignalSource | None,
+        rank: int,
+        world_size: int,
+        mixer: Mixer | None = None,
+        count_related: Callable[[dict[str, Tensor]], int] | None = None,
     ) -> None:
+        """A feed at the beginning of `plan`.
+
+        Args:
+            stream: what is taken.
+            plan: the steps.
+            source: of the teacher's signals, where there is one.
+            rank, world_size: which worker this is.
+            mixer: changes the stream's weights.
+            count_related: of a packed batch, the tokens that attention relations are taken of; None where no objective asks.
+        """
         plan.check(world_size)
-        self.stream, self.plan, self.source, self.mixer = stream, plan, source, mixer
+        self.stream, self.plan, self.source, self.mixer, self.count_related = stream, plan, source, mixer, count_related
         self.rank, self.world_size = rank, world_size
         self.data_seconds = 0.0
         self.teacher_seconds = 0.0
@@ -132,14 +150,18 @@ class Feed:
                     yield None
                 self._mix(self.mixer, step)
             global_batch = self.stream.take(self.plan.rows)
-            num_targets = int((global_batch["targets"] != -100).sum())
+            totals = self._totals(global_batch)
             cursor = self.stream.cursor
             share = self.plan.rows // self.world_size
             start, end = self.rank * share, (self.rank + 1) * share
             for first in range(start, end, self.plan.micro_rows):
                 rows = slice(first, first + self.plan.micro_rows)
                 is_last = first + self.plan.micro_rows == end
-                yield MicroBatch(step, as_tensors(global_batch, rows), {}, num_targets, is_last, cursor)
+                yield MicroBatch(step, as_tensors(global_batch, rows), {}, totals, is_last, cursor)
+
+    def _totals(self, batch: PackedBatch) -> Totals:
+        related = self.count_related(as_tensors(batch, slice(None))) if self.count_related else None
+        return Totals(int((batch["targets"] != -100).sum()), related)
 
     def _mix(self, mixer: Mixer, step: int) -> None:
         started = time.perf_counter()

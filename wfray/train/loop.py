@@ -147,7 +147,7 @@ class Trainer:
             output = self.forward(self.model, micro.batch, with_layers=layers, qkv_layer=qkv_layer, observe=observe)
             head_VC = lm_head_weight(self.model)
             progress = micro.step / self.config.num_steps
-            return self.loss(output, head_VC, micro.batch, micro.signals, micro.num_targets, progress, only)
+            return self.loss(output, head_VC, micro.batch, micro.signals, micro.totals, progress, only)
 
     def _update(self, step: int) -> dict[str, Any]:
         """Take the step or refuse it; its figures."""

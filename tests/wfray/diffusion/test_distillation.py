@@ -12,7 +12,7 @@ from tests.wfray.student.conftest import rough_model
 from wfray.config.train import Objective
 from wfray.diffusion.forward import DiffusionForward
 from wfray.diffusion.noise import row_noise
-from wfray.objectives import StageLoss
+from wfray.objectives import StageLoss, Totals, num_related
 from wfray.student.forward import lm_head_weight, run_body
 from wfray.teacher.signals import SignalRequest, Signals
 from wfray.teacher.sparse import top_k_of
@@ -48,8 +48,8 @@ def measured(batch: dict[str, Tensor], signals: Signals, *trees: dict[str, objec
     model = diffusion_model(ternary=False)
     loss = StageLoss(objectives(*trees), None, torch.float32)
     output = DiffusionForward(SEED, BLOCK, MASK_ID)(model, batch, qkv_layer=loss.qkv_layer)
-    num_targets = int((batch["targets"] != -100).sum())
-    total, parts = loss(output, lm_head_weight(model), batch, signals, num_targets, progress=0.0)
+    totals = Totals(int((batch["targets"] != -100).sum()), num_related(output.segments))
+    total, parts = loss(output, lm_head_weight(model), batch, signals, totals, progress=0.0)
     assert total.requires_grad
     return parts
 
@@ -94,7 +94,7 @@ def test_concrete_scores_cover_masked_tokens_and_are_renormalised_over_the_teach
 
 
 def test_relations_are_within_the_blocks_of_the_first_copy(batch: dict[str, Tensor], signals: Signals) -> None:
-    total = 0.0
+    total, num_rows = 0.0, 0
     for row, positions, copy, masked, _, states in noisy_runs(batch):
         if copy == 2:
             continue
@@ -108,7 +108,7 @@ def test_relations_are_within_the_blocks_of_the_first_copy(batch: dict[str, Tens
             ours_HLD = states["v_proj"][0, start:end].view(end - start, heads, -1).transpose(0, 1)
             relations = [(s @ s.transpose(1, 2) * s.shape[-1] ** -0.5).log_softmax(dim=-1) for s in (ours_HLD, theirs_HLD)]
             total += float(F.kl_div(relations[0], relations[1], log_target=True, reduction="sum")) / heads
-    num_targets = int((batch["targets"] != -100).sum())
+            num_rows += end - start
     # Values alone: queries and keys are turned by their positions, which the loops do not.
     query, key, value = signals["qkv"]
     model = diffusion_model(ternary=False)
@@ -116,8 +116,9 @@ def test_relations_are_within_the_blocks_of_the_first_copy(batch: dict[str, Tens
     assert output.qkv is not None and output.qkv[0].shape == query.shape and output.qkv[1].shape == key.shape
     alone = StageLoss(objectives(RELATIONS), None, torch.float32)
     same: Signals = {"qkv": (output.qkv[0].detach(), output.qkv[1].detach(), value)}
-    _, parts = alone(output, lm_head_weight(model), batch, same, num_targets, progress=0.0)
-    assert parts["attention_relations"] == pytest.approx(total / num_targets, rel=1e-3)
+    assert num_rows == num_related(DiffusionForward(SEED, BLOCK, MASK_ID).row_of(batch).noisy)
+    _, parts = alone(output, lm_head_weight(model), batch, same, Totals(1, num_rows), progress=0.0)
+    assert parts["attention_relations"] == pytest.approx(total / num_rows, rel=1e-3)
 
 
 def test_all_objectives_at_once(batch: dict[str, Tensor], signals: Signals) -> None:

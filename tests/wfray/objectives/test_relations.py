@@ -6,7 +6,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from wfray.objectives import relation_loss
+from wfray.objectives import num_related, relation_loss
 from wfray.objectives.relations import GROUP_ELEMENTS, States, check_split, group_documents
 from wfray.student.segments import Segments
 
@@ -49,7 +49,8 @@ def test_loss_and_gradients_equal_the_slow_loop(split_heads: int | None, element
     for tensor in student:
         tensor.requires_grad_()
     wanted, num_rows = slow_loss(student, teacher, [(0, 0, 3), (0, 3, 7), (1, 0, 5)], split_heads)
-    total, counted = relation_loss(student, teacher, Segments.of(SEGMENTS), split_heads)
+    counted = num_related(Segments.of(SEGMENTS))
+    total = relation_loss(student, teacher, Segments.of(SEGMENTS), split_heads)
     assert counted == num_rows
     assert total.item() == pytest.approx(wanted.item(), rel=1e-6)
     ours, reference = (torch.autograd.grad(3.0 * loss, student) for loss in (total, wanted))
@@ -68,7 +69,7 @@ def test_gradients_repeat_to_the_bit_and_autocast_changes_nothing() -> None:
     def once(enabled: bool) -> list[Tensor]:
         student = tuple(tensor.float().to(torch.bfloat16).requires_grad_() for tensor in states(0))
         with torch.autocast("cpu", dtype=torch.bfloat16, enabled=enabled):
-            total, _ = relation_loss(student, states(1), Segments.of(SEGMENTS), 2)  # type: ignore[arg-type]
+            total = relation_loss(student, states(1), Segments.of(SEGMENTS), 2)  # type: ignore[arg-type]
         return [total, *torch.autograd.grad(total, student)]
 
     assert all(torch.equal(first, second) for first, second in zip(once(True), once(False), strict=True))
@@ -78,21 +79,21 @@ def test_gradients_repeat_to_the_bit_and_autocast_changes_nothing() -> None:
 def test_a_vector_of_zeros_has_relations_too() -> None:
     student, teacher = states(0), states(1)
     student[0][0, :, 1] = 0.0
-    total, _ = relation_loss(student, teacher, Segments.of(SEGMENTS), 2)
+    total = relation_loss(student, teacher, Segments.of(SEGMENTS), 2)
     student[0].requires_grad_()
-    total, _ = relation_loss(student, teacher, Segments.of(SEGMENTS), 2)
+    total = relation_loss(student, teacher, Segments.of(SEGMENTS), 2)
     total.backward()
     assert student[0].grad is not None and torch.isfinite(student[0].grad).all()
 
 
 def test_equal_states_have_no_loss_and_other_documents_no_influence() -> None:
     student, teacher = states(0), states(0)
-    assert relation_loss(student, teacher, Segments.of(SEGMENTS), 2)[0].item() == pytest.approx(0.0, abs=1e-6)
-    before = relation_loss(student, states(1), Segments.of(SEGMENTS), None)[0]
+    assert relation_loss(student, teacher, Segments.of(SEGMENTS), 2).item() == pytest.approx(0.0, abs=1e-6)
+    before = relation_loss(student, states(1), Segments.of(SEGMENTS), None)
     moved = tuple(tensor.clone() for tensor in student)
     for tensor in moved:
         tensor[1, :, 5:] = 9.0
-    assert torch.equal(relation_loss(moved, states(1), Segments.of(SEGMENTS), None)[0], before)  # type: ignore[arg-type]
+    assert torch.equal(relation_loss(moved, states(1), Segments.of(SEGMENTS), None), before)  # type: ignore[arg-type]
 
 
 def test_an_uneven_split_is_refused() -> None:

@@ -8,7 +8,7 @@ from pydantic import TypeAdapter
 from torch import Tensor
 
 from wfray.config.train import Objective
-from wfray.objectives import StageLoss
+from wfray.objectives import StageLoss, Totals, num_related, relation_loss
 from wfray.student.forward import BodyOutput
 from wfray.student.segments import Segments
 from wfray.teacher.signals import Signals
@@ -59,9 +59,9 @@ class Batch:
     def inputs(self) -> list[Tensor]:
         return [self.hidden, self.head, *self.layers, *self.qkv]
 
-    def evaluate(self, loss: StageLoss, only: str | None = None) -> tuple[Tensor, dict[str, float]]:
+    def evaluate(self, loss: StageLoss, only: str | None = None, num_targets: int = 14) -> tuple[Tensor, dict[str, float]]:
         output = BodyOutput(self.hidden, Segments.of(self.batch["segment_ids"]), self.layers, self.qkv)  # type: ignore[arg-type]
-        return loss(output, self.head, self.batch, self.signals, 14, progress=0.5, only=only)
+        return loss(output, self.head, self.batch, self.signals, Totals(num_targets, num_related(output.segments)), progress=0.5, only=only)
 
     def gradients(self, loss: Tensor) -> list[Tensor]:
         found = torch.autograd.grad(loss, self.inputs, allow_unused=True)
@@ -81,6 +81,16 @@ def test_one_objective_alone_is_its_part_of_the_whole() -> None:
     summed = [sum(gradients) for gradients in zip(*(batch.gradients(loss) for loss, _ in alone.values()), strict=True)]
     for ours, whole in zip(summed, batch.gradients(total), strict=True):
         torch.testing.assert_close(ours, whole)
+
+
+def test_relations_are_a_mean_over_all_rows_however_few_targets_there_are() -> None:
+    """On task data the answer alone has a target; relations are of every token of its document."""
+    batch = Batch()
+    stage = StageLoss(objectives()[3:], None, torch.float32)
+    summed = relation_loss(batch.qkv, batch.signals["qkv"], Segments.of(batch.batch["segment_ids"]), 4).item()  # type: ignore[arg-type]
+    for num_targets in (14, 2):
+        _, parts = batch.evaluate(stage, num_targets=num_targets)
+        assert parts == {"attention_relations": pytest.approx(summed / 14, rel=1e-6)}
 
 
 @pytest.mark.parametrize("signal", ["topk", "sampled"])

@@ -7,6 +7,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from torch import Tensor
 
 from tests.wfray.data.conftest import SEQUENCE_LENGTH, write_corpus
 from tests.wfray.student.conftest import packed, tiny_model
@@ -14,10 +15,11 @@ from wfray.config.convert import Subln
 from wfray.config.train import TrainConfig
 from wfray.data.shards import PackedCorpus
 from wfray.data.stream import MixedStream
-from wfray.objectives import StageLoss
+from wfray.objectives import StageLoss, num_related
 from wfray.quant.precision import dtype_of
 from wfray.student import convert
 from wfray.student.forward import run_body
+from wfray.student.kind import CausalStudent
 from wfray.teacher.signals import Signals
 from wfray.train import CheckpointStore, Collective, Feed, Replica, StepPlan, Trainer
 from wfray.train.influence import StudentProbe, make_mixer
@@ -81,6 +83,11 @@ class LocalAnswer:
         return self.signals
 
 
+def count_related(batch: dict[str, Tensor]) -> int:
+    """Tokens of documents of more than one token."""
+    return num_related(CausalStudent().related(batch))
+
+
 class Attempt:
     """One attempt at a stage, as a worker makes it; `die_at` raises when that step has been logged."""
 
@@ -103,7 +110,8 @@ class Attempt:
         rows = settings.train.batch_tokens // SEQUENCE_LENGTH
         plan = StepPlan(rows, settings.train.micro_rows, settings.num_steps, self.first_step, in_flight=2)
         probe = StudentProbe(replica, settings.train.micro_rows, collective)
-        self.feed = Feed(stream, plan, teacher, collective.rank, collective.world_size, make_mixer(settings, probe, corpus))
+        mixer = make_mixer(settings, probe, corpus)
+        self.feed = Feed(stream, plan, teacher, collective.rank, collective.world_size, mixer, count_related)
         loss = StageLoss(settings.objectives, teacher.model.lm_head.weight.detach() if teacher else None, precision)
         state = progress.state if progress else TrainingState()
         self.trainer = Trainer(settings, replica, optimizer, loss, store, collective, self.log, state)

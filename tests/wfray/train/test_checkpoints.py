@@ -143,8 +143,8 @@ def test_a_process_killed_in_mid_write_leaves_the_checkpoint_before(tmp_path: Pa
     worker.step()
     torch.testing.assert_close(load(tmp_path), worker.tensors(), rtol=0, atol=0)
     with worker.store:
-        worker.save(2)
-    assert [path.name for path in tmp_path.iterdir()] == ["step-00000002"]
+        worker.save(3)
+    assert [path.name for path in tmp_path.iterdir()] == ["step-00000003"], "what the killed one left is gone too"
 
 
 def test_a_checkpoint_of_another_model_is_refused(tmp_path: Path) -> None:

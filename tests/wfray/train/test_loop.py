@@ -7,10 +7,12 @@ import numpy as np
 import pytest
 import torch
 
-from tests.wfray.train.conftest import STEP, Attempt, Killed, config
+from tests.wfray.train.conftest import STEP, Attempt, Killed, config, count_related
 from wfray.data.shards import PackedCorpus
 from wfray.data.stream import MixedStream
+from wfray.objectives import Totals
 from wfray.train import Feed, StepPlan
+from wfray.train.feed import MicroBatch
 
 EVERYTHING: dict[str, Any] = {
     "optimizer": {"kind": "muon_clip", "learning_rate": 1e-2, "tau": 2.0},
@@ -95,10 +97,16 @@ def test_a_batch_that_does_not_divide_is_refused(corpus: PackedCorpus) -> None:
 
 
 def test_workers_take_disjoint_slices_of_the_same_global_batch(corpus: PackedCorpus) -> None:
-    def rows(rank: int, world_size: int) -> list[torch.Tensor]:
-        feed = Feed(MixedStream(corpus, seed=0), StepPlan(8, 2, 3, 0, 2), None, rank, world_size)
-        return [micro.batch["input_ids"] for micro in feed]
+    def taken(rank: int, world_size: int) -> list[MicroBatch]:
+        return list(Feed(MixedStream(corpus, seed=0), StepPlan(8, 2, 3, 0, 2), None, rank, world_size, count_related=count_related))
 
-    alone = torch.cat(rows(0, 1)).view(3, 8, -1)
-    halves = [torch.cat(rows(rank, 2)).view(3, 4, -1) for rank in range(2)]
-    assert torch.equal(alone, torch.cat(halves, dim=1))
+    def rows(batches: list[MicroBatch], share: int) -> torch.Tensor:
+        return torch.cat([micro.batch["input_ids"] for micro in batches]).view(3, share, -1)
+
+    alone, halves = taken(0, 1), [taken(rank, 2) for rank in range(2)]
+    assert torch.equal(rows(alone, 8), torch.cat([rows(half, 4) for half in halves], dim=1))
+    for step in range(3):
+        batches = [micro.batch for micro in alone if micro.step == step]
+        expected = Totals(sum(int((batch["targets"] != -100).sum()) for batch in batches), sum(map(count_related, batches)))
+        assert {micro.totals for batches in [alone, *halves] for micro in batches if micro.step == step} == {expected}
+        assert 0 < expected.num_targets < expected.num_related  # type: ignore[operator]

@@ -18,7 +18,7 @@ from tests.wfray.student.conftest import SHAPE
 from tests.wfray.train.workers import run_workers
 from wfray.config.convert import Subln
 from wfray.config.train import Alignment, AttentionRelations, CrossEntropy, LogitsKL
-from wfray.objectives import StageLoss
+from wfray.objectives import StageLoss, Totals
 from wfray.quant import bit_linears, quantize_weight, set_lambda
 from wfray.student import convert, lm_head_weight, run_body
 from wfray.student.attention import NAME
@@ -65,6 +65,7 @@ def train(tied: bool, checkpointing: bool = False) -> dict[str, Any]:
     replica = Replica(student, torch.float32, collective)
     loss = StageLoss(OBJECTIVES, lm_head_weight(teacher).detach(), torch.float32)
     optimizer = torch.optim.AdamW(student.parameters(), lr=1e-2, eps=1e-3, fused=True)
+    totals = Totals(num_targets=ROWS * (LENGTH - 1), num_related=ROWS * LENGTH)
     share = ROWS // collective.world_size
     mine = range(collective.rank * share, (collective.rank + 1) * share)
     seen: dict[str, Any] = {"losses": [], "norms": [], "codes_are_those_of_the_whole_weight": []}
@@ -80,7 +81,7 @@ def train(tied: bool, checkpointing: bool = False) -> dict[str, Any]:
             def compute(batch: dict[str, Tensor] = batch, wanted: Any = wanted) -> tuple[Tensor, dict[str, float]]:
                 output = run_body(student, batch, with_layers=True, qkv_layer=1)
                 signals = {"hidden": wanted.hidden_BTC, "layers": wanted.layers, "qkv": wanted.qkv}
-                return loss(output, lm_head_weight(student), batch, signals, num_targets=ROWS * (LENGTH - 1), progress=0.0)
+                return loss(output, lm_head_weight(student), batch, signals, totals, progress=0.0)
 
             part, _ = replica.forward(compute, is_last=row == mine[-1])
             part.backward()
