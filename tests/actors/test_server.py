@@ -4,17 +4,18 @@ import os
 import signal
 import threading
 import time
+from concurrent.futures import ThreadPoolExecutor
 from importlib import resources
 from pathlib import Path
 
 import openai
-import psutil
 import pytest
 import requests
 from prometheus_client.parser import text_string_to_metric_families
 from ray import serve
 
 from actors.server import deploy, is_running
+from tests.actors.processes import engines_of
 from wfray.config.serve import Probes, ServeConfig
 from wfray.serving.probe import ask
 
@@ -47,12 +48,6 @@ def url(connected, config, model_file):
 @pytest.fixture(scope="module")
 def client(url):
     return openai.OpenAI(base_url=f"{url}/v1", api_key=KEY, max_retries=0, timeout=200)
-
-
-def engines() -> list[psutil.Process]:
-    """The processes of this machine's engines that are children of a replica of the application."""
-    mine = [process for process in psutil.process_iter(["cmdline"]) if "wfray.serving.process" in (process.info["cmdline"] or [])]
-    return [process for process in mine if "Server" in " ".join(process.parent().cmdline())]
 
 
 def test_it_runs_under_its_own_name_and_path(url, config, client):
@@ -160,12 +155,16 @@ def finished_and_inside(url: str) -> tuple[float, float]:
 
 
 def test_a_killed_engine_is_replaced_while_the_other_model_answers(client, url):
-    before = engines()
+    before = engines_of("chat")
     assert len(before) == 2
     os.kill(before[0].pid, signal.SIGKILL)
     for name in ("first", "second"):
         assert client.completions.create(model=name, prompt="a", max_tokens=2).usage.completion_tokens == 2
-    assert len(engines()) == 2 and before[1] in engines() and requests.get(f"{url}/health", timeout=60).json()["status"] == "ok"
+    assert (
+        len(engines_of("chat")) == 2
+        and before[1] in engines_of("chat")
+        and requests.get(f"{url}/health", timeout=60).json()["status"] == "ok"
+    )
 
 
 def test_the_models_change_under_load_without_a_dropped_request(client, config, model_file):
@@ -176,25 +175,24 @@ def test_the_models_change_under_load_without_a_dropped_request(client, config, 
         while not ended.is_set():
             answers.append(client.completions.create(model="first", prompt="Tell me", max_tokens=10).usage.completion_tokens)
 
-    threads = [threading.Thread(target=load) for _ in range(3)]
-    for thread in threads:
-        thread.start()
+    pool = ThreadPoolExecutor(3)
+    clients = [pool.submit(load) for _ in range(3)]
     changed = config.model_copy(update={"models": [config.models[0].model_copy(update={"context": 200}), config.models[1]]})
-    kept = {process.pid for process in engines()}
+    kept = {process.pid for process in engines_of("chat")}
     deploy(changed, {"first": model_file, "second": model_file})
     count = len(answers)
-    while len(answers) < count + 3 and any(thread.is_alive() for thread in threads):
+    while len(answers) < count + 3 and not any(asking.done() for asking in clients):
         time.sleep(0.05)
     ended.set()
-    for thread in threads:
-        thread.join()
+    for asking in clients:
+        asking.result()
     assert len(answers) >= count + 3
     with pytest.raises(openai.BadRequestError, match="the context is 200 tokens"):
         client.completions.create(model="first", prompt="word " * 230)
     deadline = time.monotonic() + 60
-    while len(engines()) > 2 and time.monotonic() < deadline:
+    while len(engines_of("chat")) > 2 and time.monotonic() < deadline:
         time.sleep(0.1)
-    assert len(kept & {process.pid for process in engines()}) == 1
+    assert len(kept & {process.pid for process in engines_of("chat")}) == 1
 
 
 def test_a_file_that_cannot_be_served_stops_the_job_before_anything_is_deployed(url, config, tmp_path, model_file):

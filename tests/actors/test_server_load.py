@@ -2,7 +2,6 @@
 
 import asyncio
 import json
-import os
 import signal
 import socket
 import time
@@ -11,12 +10,12 @@ from pathlib import Path
 from urllib.parse import urlsplit
 
 import aiohttp
-import psutil
 import pytest
 import requests
 from ray import serve
 
 from actors.server import deploy
+from tests.actors.processes import engines_of
 from wfray.config.serve import ServeConfig
 
 pytestmark = [pytest.mark.ray, pytest.mark.slow]
@@ -51,9 +50,16 @@ async def ask_all(url: str, bodies: list[dict]) -> list[tuple[int, str, str]]:
 def wait_until_empty(url: str) -> None:
     """Until no request is inside."""
     deadline = time.monotonic() + 120
-    while 'wfray_serving_inside{model="smol"} 0.0' not in (metrics := requests.get(f"{url}/metrics", timeout=60).text):
-        assert time.monotonic() < deadline, metrics
+    while inside := figure_of(url, "inside"):
+        assert time.monotonic() < deadline, inside
         time.sleep(0.2)
+
+
+def figure_of(url: str, name: str) -> float:
+    """One of the model's figures at /metrics."""
+    text = requests.get(f"{url}/metrics", timeout=60).text
+    [line] = [line for line in text.splitlines() if line.startswith(f'wfray_serving_{name}{{model="smol"}} ')]
+    return float(line.rpartition(" ")[2])
 
 
 def test_200_clients_at_once_are_answered_or_told_when_to_come_back(url):
@@ -94,11 +100,15 @@ def test_a_client_that_never_reads_holds_no_slot(url):
 def test_an_engine_killed_under_load_fails_no_whole_answer(url):
     async def scenario() -> list[tuple[int, str, str]]:
         asking = asyncio.create_task(ask_all(url, [body(24, number) for number in range(12)]))
-        await asyncio.sleep(2.0)
-        mine = [process for process in psutil.process_iter(["cmdline"]) if "wfray.serving.process" in (process.info["cmdline"] or [])]
-        os.kill(next(process.pid for process in mine if "load" in " ".join(process.parent().cmdline())), signal.SIGKILL)
+        while await asyncio.to_thread(figure_of, url, "first_token_seconds_count") < before + 1:
+            await asyncio.sleep(0.05)
+        [engine] = engines_of("load")
+        engine.send_signal(signal.SIGKILL)
         return await asking
 
+    before = figure_of(url, "first_token_seconds_count")
     assert [status for status, _, _ in asyncio.run(scenario())] == [200] * 12
-    metrics = requests.get(f"{url}/metrics", timeout=60).text
-    assert 'wfray_serving_engine_restarts{model="smol"} 1.0' in metrics
+    deadline = time.monotonic() + 60
+    while figure_of(url, "engine_restarts") < 1:
+        assert time.monotonic() < deadline
+        time.sleep(0.2)

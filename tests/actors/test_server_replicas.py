@@ -10,11 +10,11 @@ from pathlib import Path
 from typing import Any
 
 import openai
-import psutil
 import pytest
 from ray import serve
 
 from actors.server import deploy
+from tests.actors.processes import replicas_of
 from wfray.config.serve import ServeConfig
 
 pytestmark = [pytest.mark.ray, pytest.mark.slow]
@@ -61,20 +61,6 @@ class Load:
             thread.join()
 
 
-def replicas() -> list[psutil.Process]:
-    """The processes of the application's replicas."""
-    engines = [process for process in psutil.process_iter(["cmdline"]) if "wfray.serving.process" in (process.info["cmdline"] or [])]
-    return [parent for engine in engines if (parent := engine.parent()) and NAME in command_of(parent)]
-
-
-def command_of(process: psutil.Process) -> str:
-    """Its command line; that of one that has died is empty."""
-    try:
-        return " ".join(process.cmdline())
-    except psutil.NoSuchProcess:
-        return ""
-
-
 def wait_for(condition: Callable[[], bool]) -> None:
     """Up to two minutes."""
     deadline = time.monotonic() + 120
@@ -86,26 +72,26 @@ def wait_for(condition: Callable[[], bool]) -> None:
 def test_replicas_follow_the_load_up_and_down_and_no_answer_is_cut(client):
     scaling = {"min_replicas": 1, "max_replicas": 2, "requests_per_replica": 2}
     asked = client({**scaling, "upscale_delay_seconds": 0.5, "downscale_delay_seconds": 2})
-    assert len(replicas()) == 1
+    assert len(replicas_of(NAME)) == 1
     load = Load(asked, num_clients=6)
-    wait_for(lambda: len(replicas()) == 2)
+    wait_for(lambda: len(replicas_of(NAME)) == 2)
     load.stop()
     light = Load(asked, num_clients=1)
-    wait_for(lambda: len(replicas()) == 1)
+    wait_for(lambda: len(replicas_of(NAME)) == 1)
     light.stop()
     assert not load.errors + light.errors and set(load.lengths + light.lengths) == {100}
 
 
 def test_a_killed_replica_takes_no_answer_of_the_other_with_it(client):
     asked = client(2)
-    wait_for(lambda: len(replicas()) == 2)
+    wait_for(lambda: len(replicas_of(NAME)) == 2)
     load = Load(asked, num_clients=4)
     wait_for(lambda: len(load.lengths) >= 4)
-    victim, other = replicas()
+    victim, other = replicas_of(NAME)
     os.kill(victim.pid, signal.SIGKILL)
-    wait_for(lambda: victim not in replicas() and len(replicas()) == 2)
+    wait_for(lambda: victim not in replicas_of(NAME) and len(replicas_of(NAME)) == 2)
     count = len(load.lengths)
     wait_for(lambda: len(load.lengths) >= count + 4)
     load.stop()
-    assert other in replicas() and set(load.lengths) == {100}
+    assert other in replicas_of(NAME) and set(load.lengths) == {100}
     assert len(load.errors) <= 4, "each client was in the victim's hands once at most"

@@ -2,9 +2,9 @@
 
 import os
 import signal
-import threading
 import time
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -75,14 +75,17 @@ def losses(directory: Path) -> dict[int, float]:
     return {row["step"]: row["loss"] for row in read_metrics(directory / "metrics.jsonl")}
 
 
-def kill_a_worker(directory: Path, killed: list[int]) -> None:
-    """Wait until a step after the second checkpoint is logged, then kill one of this cluster's training workers."""
+def kill_a_worker(directory: Path) -> int:
+    """Wait until a step after the second checkpoint is logged, then kill one of this cluster's training workers; the step."""
+    deadline = time.monotonic() + 300
     while max(losses(directory), default=0) < 2 * INTERVAL + 3:
+        assert time.monotonic() < deadline
         time.sleep(0.01)
-    killed.append(max(losses(directory)))
+    step = max(losses(directory))
     workers = [process for process in psutil.Process().children(recursive=True) if "RayTrainWorker" in " ".join(process.cmdline())]
     assert len(workers) == 2
     os.kill(workers[1].pid, signal.SIGKILL)
+    return step
 
 
 def test_a_worker_killed_in_mid_run_costs_less_than_an_interval_and_no_bit(inputs: tuple[Path, Path], tmp_path: Path) -> None:
@@ -91,12 +94,10 @@ def test_a_worker_killed_in_mid_run_costs_less_than_an_interval_and_no_bit(input
     assert len(whole) == NUM_STEPS and whole[NUM_STEPS] < whole[1] - 0.2
     assert {row["num_workers"] for row in read_metrics(tmp_path / "whole" / "metrics.jsonl")} == {2}
 
-    killed: list[int] = []
-    killer = threading.Thread(target=kill_a_worker, args=(tmp_path / "killed", killed))
-    killer.start()
-    train_student(config(), tmp_path / "killed", *inputs)
-    killer.join()
-    assert killed and killed[0] < NUM_STEPS
+    with ThreadPoolExecutor(1) as pool:
+        killing = pool.submit(kill_a_worker, tmp_path / "killed")
+        train_student(config(), tmp_path / "killed", *inputs)
+    assert killing.result() < NUM_STEPS
     assert losses(tmp_path / "killed") == whole
     wanted, found = (load_student(tmp_path / name / "student").state_dict() for name in ("whole", "killed"))
     assert all(tensor.equal(found[name]) for name, tensor in wanted.items())

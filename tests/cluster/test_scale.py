@@ -1,7 +1,6 @@
 """The plan for size: the document holds what the code reckons, and the simulator agrees with arithmetic and with the real feed."""
 
-import time
-from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -52,30 +51,50 @@ def test_reclaims_cost_restarts_and_with_notice_nothing_else() -> None:
     assert unwarned.lost_fraction == pytest.approx(3 * warned.lost_fraction, rel=0.15)
 
 
+class Clock:
+    """Time that passes only where the test says so, in the place of the `time` module that the feed reads."""
+
+    def __init__(self) -> None:
+        self.now = 0.0
+
+    def perf_counter(self) -> float:
+        return self.now
+
+
+@dataclass
+class Answer:
+    """Signals that are there at a moment."""
+
+    clock: Clock
+    ready: float
+
+    def result(self) -> dict[str, Any]:
+        self.clock.now = max(self.clock.now, self.ready)
+        return {}
+
+
 class SlowTeacher:
-    """Replicas that take their time, behind the real feed."""
+    """One replica that answers one request after the other, behind the real feed."""
 
-    def __init__(self, replicas: int, seconds: float) -> None:
-        self.pool, self.seconds = ThreadPoolExecutor(replicas), seconds
+    def __init__(self, clock: Clock, seconds: float) -> None:
+        self.clock, self.seconds, self.free = clock, seconds, 0.0
 
-    def request(self, batch: dict[str, Any]) -> "Future[dict[str, Any]]":
-        return self.pool.submit(lambda: time.sleep(self.seconds) or {})  # type: ignore[func-returns-value]
+    def request(self, batch: dict[str, Any]) -> Answer:
+        self.free = max(self.clock.now, self.free) + self.seconds
+        return Answer(self.clock, self.free)
 
 
 @pytest.mark.parametrize(("student", "teacher", "in_flight"), [(0.03, 0.01, 2), (0.01, 0.03, 2), (0.02, 0.02, 1), (0.02, 0.05, 3)])
-def test_the_real_feed_keeps_the_simulator_s_time(tmp_path: Path, student: float, teacher: float, in_flight: int) -> None:
-    """Measured times go in: what a sleep really takes on this machine."""
+def test_the_real_feed_keeps_the_simulator_s_time(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, student: float, teacher: float, in_flight: int
+) -> None:
+    clock = Clock()
+    monkeypatch.setattr("wfray.train.feed.time", clock)
     corpus, steps = write_corpus(tmp_path / "corpus", {"a": 40}, {"a": 1.0}), 40
-    took: list[float] = []
     plan = StepPlan(rows=1, micro_rows=1, num_steps=steps, first_step=0, in_flight=in_flight)
-    feed = Feed(MixedStream(corpus, seed=0), plan, SlowTeacher(1, teacher), 0, 1)
-    began = time.perf_counter()
+    feed = Feed(MixedStream(corpus, seed=0), plan, SlowTeacher(clock, teacher), 0, 1)
     for _ in feed:
-        started = time.perf_counter()
-        time.sleep(student)
-        took.append(time.perf_counter() - started)
-    elapsed = time.perf_counter() - began
-    measured = sorted(took)[steps // 2]
-    outcome = simulate(Setting(1, 1, measured, teacher + measured - student, in_flight, micro_tokens=SEQUENCE_LENGTH, steps=steps))
-    assert elapsed == pytest.approx(steps * SEQUENCE_LENGTH / outcome.tokens_per_second, rel=0.25)
-    assert feed.teacher_seconds / elapsed == pytest.approx(outcome.wait_fraction, abs=0.15)
+        clock.now += student
+    outcome = simulate(Setting(1, 1, student, teacher, in_flight, micro_tokens=SEQUENCE_LENGTH, steps=steps))
+    assert clock.now == pytest.approx(steps * SEQUENCE_LENGTH / outcome.tokens_per_second, rel=0.01)
+    assert feed.teacher_seconds / clock.now == pytest.approx(outcome.wait_fraction, abs=0.01)

@@ -26,6 +26,12 @@ def losses(run: Path) -> dict[int, float]:
     return {row["step"]: row["loss"] for row in read_metrics(run / "pretrain" / "metrics.jsonl")}
 
 
+def newest_checkpoint(run: Path) -> int:
+    """The step of the newest one of pre-training; 0 where there is none. A checkpoint is committed a while after its step."""
+    steps = [int(path.name.removeprefix("step-")) for path in (run / "pretrain" / "checkpoints").glob("step-*")]
+    return max(steps, default=0)
+
+
 @pytest.fixture(scope="module")
 def whole(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, str]:
     """An uninterrupted run: its pipeline file, and what it printed."""
@@ -93,7 +99,7 @@ def test_killed_workers_and_drivers_resume_to_the_bit(whole: tuple[Path, str], t
     assert killed
     kill(killed)
     wait_for(process, lambda: any(worker not in killed for worker in train_workers(process)))
-    wait_for(process, lambda: len(losses(run)) >= SECOND_KILL)
+    wait_for(process, lambda: len(losses(run)) >= SECOND_KILL and newest_checkpoint(run) > FIRST_KILL)
     kill(family(process))
     process.wait()
     assert len(losses(run)) < NUM_STEPS

@@ -3,6 +3,7 @@
 import asyncio
 import json
 import os
+import re
 import signal
 import time
 
@@ -20,17 +21,24 @@ def process_of(served: Served, name: str = "smol") -> int:
     return served.host.gates[name].backend.life.pid
 
 
-async def wait_for_tokens(served: Served, num_inside: int) -> None:
-    """Until so many requests are inside and the engine has answered one of them in part."""
+async def wait_for_inside(served: Served, num_inside: int) -> None:
+    """Until so many requests are inside."""
     while served.host.gates["smol"].inside < num_inside:
         await asyncio.sleep(0.01)
+
+
+async def num_begun(served: Served) -> int:
+    """Answers of which a first piece was sent."""
+    metrics = (await served.client.get("/metrics")).text
+    found = re.search(r'^wfray_serving_first_token_seconds_count\{model="smol"\} (\S+)$', metrics, re.MULTILINE)
+    return int(float(found[1])) if found else 0
 
 
 def test_an_engine_killed_under_load_is_back_in_seconds_and_whole_answers_are_made_again(replica):
     async def scenario(served: Served):
         alone = (await served.complete(max_tokens=30)).json()["choices"][0]["text"]
         asked = [asyncio.create_task(served.complete(max_tokens=30)) for _ in range(8)]
-        await wait_for_tokens(served, 8)
+        await wait_for_inside(served, 8)
         first = process_of(served)
         os.kill(first, signal.SIGKILL)
         killed = time.monotonic()
@@ -54,7 +62,7 @@ def test_a_stream_of_several_answers_ends_with_an_error_also_where_some_of_their
 
     async def scenario(served: Served):
         asked = asyncio.create_task(served.complete(max_tokens=900, stream=True, n=2))
-        await wait_for_tokens(served, 2)
+        await wait_for_inside(served, 2)
         backend = served.host.gates["smol"].backend
         while not all(box.held for box in backend.life.mailboxes.values()) or len(backend.life.mailboxes) < 2:
             await asyncio.sleep(0)
@@ -67,10 +75,13 @@ def test_a_stream_of_several_answers_ends_with_an_error_also_where_some_of_their
 
 def test_a_stream_that_was_begun_ends_with_an_error_and_the_others_go_on(replica):
     async def scenario(served: Served):
+        before = await num_begun(served)
         streams = [asyncio.create_task(served.complete(max_tokens=900, stream=True)) for _ in range(2)]
+        await wait_for_inside(served, 2)
         waiting = [asyncio.create_task(served.complete(max_tokens=3, stream=True)) for _ in range(3)]
-        await wait_for_tokens(served, 5)
-        await asyncio.sleep(1.0)
+        await wait_for_inside(served, 5)
+        while await num_begun(served) < before + 2:
+            await asyncio.sleep(0.01)
         os.kill(process_of(served), signal.SIGKILL)
         return await asyncio.gather(*streams), await asyncio.gather(*waiting)
 
@@ -84,7 +95,7 @@ def test_a_stream_that_was_begun_ends_with_an_error_and_the_others_go_on(replica
 def test_an_engine_that_stands_still_is_killed_and_replaced(model_file):
     async def scenario(served: Served):
         asked = asyncio.create_task(served.complete(max_tokens=100))
-        await wait_for_tokens(served, 1)
+        await wait_for_inside(served, 1)
         os.kill(process_of(served), signal.SIGSTOP)
         return await asked, served.host.gates["smol"].backend.restarts
 
@@ -141,7 +152,7 @@ def test_a_model_is_replaced_without_dropping_a_request(model_file):
 
         clients = [asyncio.create_task(client(number)) for number in range(4)]
         stream = asyncio.create_task(served.complete(max_tokens=100, stream=True))
-        await wait_for_tokens(served, 5)
+        await wait_for_inside(served, 5)
         await served.host.apply(hosting(model_file, version="2"))
         second = process_of(served)
         await asyncio.gather(*served.host.draining)
@@ -179,7 +190,7 @@ def test_what_a_drained_model_cannot_finish_is_lost_at_once(model_file):
     async def scenario(served: Served):
         gate = served.host.gates["smol"]
         asked = asyncio.create_task(served.complete("1, 2, 3, 4,", max_tokens=900))
-        await wait_for_tokens(served, 1)
+        await wait_for_inside(served, 1)
         await gate.backend.close()
         return await asked
 
