@@ -27,7 +27,7 @@ from wfray.data.encoding import DocumentEncoder, Encoder, TokenizerFacts
 from wfray.data.removed import merge_removed
 from wfray.data.shards import INDEX, CorpusIndex, SourceIndex, Split, SplitIndex, write_index
 from wfray.data.sources import Unit, plan_units, read_unit
-from wfray.runs import resolve_home, write_aside
+from wfray.runs import resolve_home, sha256_of, write_aside
 
 NUM_CPUS = 0.5
 """Of one task."""
@@ -52,7 +52,7 @@ def pack_corpus(config: PackConfig, tokenizer: TokenizerFacts, directory: Path, 
     report(0.1, f"listing {len(config.sources)} sources")
     plan = {source.name: plan_units(absolute(source), Path(options.cache), config.seed, options.unit_bytes) for source in config.sources}
     report(0.15, f"{sum(len(units) for units in plan.values())} units")
-    note_evaluations(config, options)
+    options = note_evaluations(config, options)
     note_duplicates(config, plan, options, report)
     results = pack_units(config, plan, options, report)
     sources = [index_source(source, results[source.name]) for source in config.sources]
@@ -96,11 +96,13 @@ def index_source(source: Source, results: list[UnitResult]) -> SourceIndex:
     return SourceIndex(name=source.name, kind=source.kind, licence=source.licence, weight=source.weight, splits=splits, removed=removed)
 
 
-def note_evaluations(config: PackConfig, options: PackOptions) -> None:
-    """Write the word runs of the evaluation sets, if any are to be kept out."""
-    if config.decontamination:
-        sources = TypeAdapter(list[Source]).dump_json([absolute(source) for source in config.decontamination.evaluations]).decode()
-        list(run_tasks("evaluations", [sources], options))
+def note_evaluations(config: PackConfig, options: PackOptions) -> PackOptions:
+    """Write the word runs of the evaluation sets, if any are to be kept out; the options with what they are."""
+    if config.decontamination is None:
+        return options
+    sources = TypeAdapter(list[Source]).dump_json([absolute(source) for source in config.decontamination.evaluations]).decode()
+    list(run_tasks("evaluations", [sources], options))
+    return options.model_copy(update={"evaluations_sha256": sha256_of(options.evaluation_runs)})
 
 
 def note_duplicates(config: PackConfig, plan: Plan, options: PackOptions, report: Report) -> None:

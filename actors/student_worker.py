@@ -43,6 +43,9 @@ def run_worker(
         corpus: the packed corpus directory.
         announced_losses: counts the machines that will be taken back; see `Trainer`.
     """
+    if (directory / "student").exists():
+        # An earlier attempt trained and saved it, whole; what comes after is the job's.
+        return
     set_determinism(config)
     collective = Collective()
     packed = PackedCorpus(corpus)

@@ -18,7 +18,7 @@ from actors.applications import find_application, is_deployed
 from wfray.config.train import TeacherUse
 from wfray.teacher import Fingerprint, SignalRequest, Signals, decode_signals
 
-DEPLOY = "Deploy it: python -m jobs.teacher --config configs/teacher/<model>.yaml"
+DEPLOY = "Deploy it: ray job submit --working-dir . -- python -m jobs.teacher --config configs/teacher/<model>.yaml"
 LOOK_SECONDS = 3.0
 """After this long without an answer it is looked whether the application is still there."""
 PAUSE_SECONDS = 0.2

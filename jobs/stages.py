@@ -96,10 +96,15 @@ def pending_stages(planned: list[PlannedStage], keep: bool = False) -> set[str]:
     """
     pending = {stage.name for stage in planned if keep and stage.job == "serve"}
     for stage in planned:
-        if isinstance(stage.config, StageConfig) and (pending & set(stage.config.parents.values()) or not is_done(stage.config)):
+        if isinstance(stage.config, StageConfig) and (pending & stages_read(stage.config) or not is_done(stage.config)):
             pending.add(stage.name)
     asked = {stage.asks for stage in planned if stage.name in pending}
     return pending | {stage.name for stage in planned if isinstance(stage.config, TeacherConfig) and stage.config.application in asked}
+
+
+def stages_read(config: StageConfig) -> set[str]:
+    """The stages of the run that a stage may read: its parents' names, also where one is a file within a stage."""
+    return {Path(reference).parts[0] for reference in config.parents.values()}
 
 
 def is_done(config: StageConfig) -> bool:

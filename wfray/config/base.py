@@ -124,7 +124,10 @@ def apply_override(tree: dict[str, Any], override: str) -> None:
         node = node[child_index(node, part, key)]
     if not isinstance(node, dict | list):
         raise ValueError(f"override {override!r}: {'.'.join(parents)} is a single value, so it has no key {last!r}")
-    node[child_index(node, last, key)] = yaml.safe_load(text)
+    try:
+        node[child_index(node, last, key)] = yaml.safe_load(text)
+    except yaml.YAMLError as error:
+        raise ValueError(f"override {override!r}: {text!r} is no value in YAML ({str(error).splitlines()[0]})") from None
 
 
 def child_index(node: Any, part: str, key: str) -> Any:

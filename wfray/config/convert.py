@@ -5,7 +5,7 @@ from typing import Literal, Self
 from pydantic import PositiveInt, model_validator
 
 from wfray.config.base import Config, RunPath, StageConfig
-from wfray.config.model import ModelSource
+from wfray.config.model import LocalModel, ModelSource
 
 
 class Subln(Config):
@@ -43,5 +43,6 @@ class ConvertConfig(StageConfig):
 
     @property
     def parents(self) -> dict[str, str]:
-        """The corpus, where it is needed."""
-        return {"corpus": self.corpus} if self.calibrates and self.corpus else {}
+        """A local model, and the corpus where it is needed."""
+        local = {"model": self.model.path} if isinstance(self.model, LocalModel) else {}
+        return local | ({"corpus": self.corpus} if self.calibrates and self.corpus else {})

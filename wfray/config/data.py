@@ -13,7 +13,7 @@ from pydantic import Field, NonNegativeFloat, PositiveInt, model_validator
 from wfray.config.base import Config, Location, RunPath, StageConfig
 from wfray.config.chat import Chat
 from wfray.config.cleaning import Condition, Duplicates, OnBadInput
-from wfray.config.model import ModelSource
+from wfray.config.model import LocalModel, ModelSource
 
 
 class TextSource(Config):
@@ -238,11 +238,18 @@ class PackConfig(StageConfig):
 
     @property
     def parents(self) -> dict[str, str]:
-        """The files and folders of the sources outside installed packages, by source name: inputs whose change is noticed."""
-        local = (source for source in self.sources if isinstance(source, JsonLines | Parquet | TextFiles) and "://" not in source.path)
-        return {source.name: source.path for source in local}
+        """What is read outside installed packages: files and folders by source name, and the tokenizer. Their change is noticed."""
+        evaluations = self.decontamination.evaluations if self.decontamination else []
+        tokenizer = {"tokenizer.path": self.tokenizer.path} if isinstance(self.tokenizer, LocalModel) else {}
+        return local_paths(self.sources) | local_paths(evaluations, "evaluations.") | tokenizer
 
     @property
     def all_sources(self) -> list[Source]:
         """What is packed and what is kept out."""
         return [*self.sources, *(self.decontamination.evaluations if self.decontamination else [])]
+
+
+def local_paths(sources: list[Source], prefix: str = "") -> dict[str, str]:
+    """The files and folders of sources on this machine's file systems, by name."""
+    local = (source for source in sources if isinstance(source, JsonLines | Parquet | TextFiles) and "://" not in source.path)
+    return {f"{prefix}{source.name}": source.path for source in local}

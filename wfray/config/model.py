@@ -60,6 +60,7 @@ class LocalModel(Config):
 
     kind: Literal["directory"]
     path: str
+    """A relative one stands under `$WFRAY_HOME`, like the run."""
     architecture: Architecture | None = None
 
 

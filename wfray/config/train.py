@@ -303,6 +303,16 @@ class TrainConfig(StageConfig):
         return self.mixing.phases[0].weights if isinstance(self.mixing, Curriculum) else self.weights
 
     @property
+    def all_weights(self) -> dict[str, float] | None:
+        """Of every source that the stage trains on at any time its largest weight; None: those of the corpus."""
+        if not isinstance(self.mixing, Curriculum):
+            return self.weights
+        largest: dict[str, float] = {}
+        for phase in self.mixing.phases:
+            largest |= {name: max(weight, largest.get(name, 0.0)) for name, weight in phase.weights.items()}
+        return largest
+
+    @property
     def parents(self) -> dict[str, str]:
         """The student to go on from, the corpus, and what made the teacher."""
         made_by = self.teacher.made_by if self.teacher else None

@@ -50,6 +50,8 @@ class PackOptions(BaseModel):
     on_bad_input: OnBadInput = "raise"
     evaluation_words: int | None = None
     """Length of the runs in `evaluation_runs`; None: evaluation sets are not looked for."""
+    evaluations_sha256: str = ""
+    """Of those runs."""
     duplicates: bool = False
     """Whether every unit has a mask of its duplicates."""
     config_sha256: str = ""
@@ -76,7 +78,12 @@ class PackOptions(BaseModel):
 
     def unit_key(self, unit: Unit) -> str:
         """A hash of a unit, its files by their state, and of the configuration: names what is kept of it for a resume."""
-        stated = [unit.model_dump_json(exclude={"holds_out"}), self.config_sha256, self.tokenizer.model_dump_json()]
+        stated = [
+            unit.model_dump_json(exclude={"holds_out"}),
+            self.config_sha256,
+            self.tokenizer.model_dump_json(),
+            self.evaluations_sha256,
+        ]
         return hashlib.sha256(json.dumps(stated).encode()).hexdigest()[:32]
 
     def fingerprints(self, unit: Unit) -> Path:
@@ -87,10 +94,11 @@ class PackOptions(BaseModel):
         """Which documents of a unit are duplicates, where `duplicates` are looked for."""
         return self.directory / WORK / "masks" / f"{self.unit_key(unit)}.npy"
 
-    def receipt(self, unit: Unit) -> Path:
-        """What became of a unit."""
+    def receipt(self, unit: Unit, encoder: str) -> Path:
+        """What became of a unit whose documents an encoder of this identity encoded."""
         mask = hashlib.sha256(self.mask(unit).read_bytes()).hexdigest()[:16] if self.duplicates else "whole"
-        return self.directory / WORK / "units" / f"{self.unit_key(unit)}-{mask}-{'heldout' if unit.holds_out else 'train'}.json"
+        name = f"{self.unit_key(unit)}-{encoder[:16]}-{mask}-{'heldout' if unit.holds_out else 'train'}.json"
+        return self.directory / WORK / "units" / name
 
 
 class UnitResult(BaseModel):
@@ -112,7 +120,7 @@ def pack_unit(unit: Unit, options: PackOptions, encoder: DocumentEncoder) -> Uni
     Raises:
         ValueError: the source is unreadable; see `read_unit`.
     """
-    receipt = options.receipt(unit)
+    receipt = options.receipt(unit, encoder.identity)
     if receipt.exists():
         result = UnitResult.model_validate_json(receipt.read_text(encoding="utf-8"))
         if all(is_whole(options.directory, shard) for shard in result.shards):
@@ -296,9 +304,9 @@ def best_fit(documents: Encoded, options: PackOptions) -> PackedRows:
     return pack(documents.tokens, options.sequence_length, options.tokenizer.document_end_id, documents.marks)
 
 
-def shard_name(source: str, split: Split, texts: Iterable[str], options: PackOptions, encoder: str = "") -> str:
+def shard_name(source: str, split: Split, texts: Iterable[str], options: PackOptions, encoder: str) -> str:
     """`<source>-<split>-<hash>`: the hash of the text and of everything else that the shard depends on; `encoder` is its identity."""
-    facts = [*options.tokenizer.model_dump().values(), *([encoder] if encoder else [])]
+    facts = [*options.tokenizer.model_dump().values(), encoder]
     stated = [METHODS[options.packing], source, split, options.sequence_length, *facts, options.seed]
     digest = hashlib.sha256("\0".join(map(str, stated)).encode())
     for text in texts:

@@ -12,6 +12,7 @@ of template and content (white space, mostly) belongs to the content. What the t
 
 import hashlib
 import re
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -22,7 +23,7 @@ from transformers import AutoTokenizer
 
 from wfray.data.batch import CONTEXT, LABEL, RESPONSE
 from wfray.data.conversations import ASSISTANT, Conversation, Turn
-from wfray.data.encoding import Encoded
+from wfray.data.encoding import BATCH_CHARACTERS, Encoded, rules_sha256
 
 PLACEHOLDER = "\ue000{}\ue001"
 """Private-use characters: no template writes them."""
@@ -82,6 +83,7 @@ class ChatEncoder:
         self.chat = AutoTokenizer.from_pretrained(directory)
         if not self.chat.chat_template:
             raise ValueError(f"the tokenizer in {str(directory)!r} has no chat template: use an instruction-tuned model's, or add one")
+        self.rules_sha256 = rules_sha256(directory / "tokenizer.json")
         self.tokenizer = Tokenizer.from_file(str(directory / "tokenizer.json"))
         self.tokenizer.encode_special_tokens = True
         self.tokenizer.no_truncation()
@@ -98,8 +100,8 @@ class ChatEncoder:
 
     @property
     def identity(self) -> str:
-        """Conversations depend on the template."""
-        return self.template_sha256
+        """Conversations depend on the template too."""
+        return hashlib.sha256(f"{self.template_sha256} {self.rules_sha256}".encode()).hexdigest()
 
     def encode_documents(self, texts: list[str]) -> Encoded:
         """Tokens and marks of conversations that travel as texts; see `wfray.data.conversations`."""
@@ -112,6 +114,9 @@ class ChatEncoder:
         Raises:
             ValueError: the template refuses a conversation, or changes what a turn says.
         """
+        return [marked for group in grouped(conversations) for marked in self._encode_group(group)]
+
+    def _encode_group(self, conversations: list[Conversation]) -> list[MarkedTokens]:
         stretches = [self._stretches(conversation) for conversation in conversations]
         texts = [stretch.text for found in stretches for stretch in found]
         encodings = iter(self.tokenizer.encode_batch(texts, add_special_tokens=False))
@@ -160,6 +165,20 @@ class ChatEncoder:
             found += [(offset + match.start(), offset + match.end(), self.special_ids[match.group()]) for match in matches]
             offset += len(literal) + len(content)
         return found
+
+
+def grouped(conversations: list[Conversation]) -> Iterator[list[Conversation]]:
+    """Consecutive conversations of about `BATCH_CHARACTERS`: the backend keeps some hundred bytes a token."""
+    group: list[Conversation] = []
+    size = 0
+    for conversation in conversations:
+        group.append(conversation)
+        size += sum(len(turn.content) for turn in conversation.turns)
+        if size >= BATCH_CHARACTERS:
+            yield group
+            group, size = [], 0
+    if group:
+        yield group
 
 
 def messages_of(conversation: Conversation) -> list[dict[str, str]]:

@@ -8,6 +8,8 @@ Special tokens that happen to stand in a text are encoded as the characters that
 pose as a chat turn. Truncation and padding that a `tokenizer.json` may carry are switched off.
 """
 
+import hashlib
+import json
 import re
 from collections.abc import Iterator
 from pathlib import Path
@@ -48,7 +50,7 @@ class DocumentEncoder(Protocol):
 
     @property
     def identity(self) -> str:
-        """What its tokens depend on besides text and tokenizer; empty for plain text."""
+        """SHA-256 (hex) of what its tokens depend on besides text, vocabulary and merges."""
 
     def encode_documents(self, texts: list[str]) -> Encoded:
         """Tokens and marks of each document."""
@@ -57,10 +59,9 @@ class DocumentEncoder(Protocol):
 class Encoder:
     """Encodes documents, each closed by its end-of-text token."""
 
-    identity = ""
-
     def __init__(self, tokenizer_json: Path, end_id: int) -> None:
         """Open a `tokenizer.json`; `end_id` is the token that ends a document."""
+        self.identity = rules_sha256(tokenizer_json)
         self.tokenizer = Tokenizer.from_file(str(tokenizer_json))
         self.tokenizer.encode_special_tokens = True
         self.tokenizer.no_truncation()
@@ -81,6 +82,12 @@ class Encoder:
                 tokens[number].append(np.array(encoding.ids, dtype=np.int32))
         end = np.array([self.end_id], dtype=np.int32)
         return [np.concatenate([*parts, end]) for parts in tokens]
+
+
+def rules_sha256(tokenizer_json: Path) -> str:
+    """SHA-256 (hex) of how a `tokenizer.json` changes and splits text before its merges: `tokenizer_sha256` does not cover it."""
+    rules = json.loads(tokenizer_json.read_text(encoding="utf-8"))
+    return hashlib.sha256(json.dumps([rules["normalizer"], rules["pre_tokenizer"]], sort_keys=True).encode()).hexdigest()
 
 
 def split_text(text: str, limit: int = BATCH_CHARACTERS) -> Iterator[str]:

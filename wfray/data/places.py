@@ -10,6 +10,7 @@ import sysconfig
 from dataclasses import dataclass
 from fnmatch import fnmatch
 from pathlib import Path
+from typing import Any
 
 from fsspec import AbstractFileSystem
 from fsspec.core import url_to_fs
@@ -67,13 +68,18 @@ def list_files(source: Source, cache: Path) -> list[SourceFile]:
     found = place.filesystem.glob(f"{glob.escape(place.root)}/{pattern_of(source)}", detail=True)
     files = [
         SourceFile(name=path.removeprefix(place.root).lstrip("/"), num_bytes=info["size"] or 0, state=state_of(info))
-        for path, info in found.items()
+        for path, info in followed(place.filesystem, found).items()
         if info["type"] == "file"
     ]
     kept = [file for file in files if not any(fnmatch(file.name, pattern) for pattern in excluded)]
     if not kept:
         raise ValueError(f"source {source.name}: no file matches in {place.root!r}; correct path, glob or exclude")
     return sorted(kept, key=lambda file: file.name)
+
+
+def followed(filesystem: AbstractFileSystem, found: dict[str, dict[str, Any]]) -> dict[str, dict[str, Any]]:
+    """What a listing holds, with the targets of links in their place: a snapshot of the Hub is a folder of links."""
+    return {path: filesystem.info(path) if info.get("islink") else info for path, info in found.items()}
 
 
 def state_of(info: dict[str, object]) -> str:

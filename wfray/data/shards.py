@@ -11,6 +11,7 @@ file.
 import hashlib
 import json
 from bisect import bisect_right
+from collections import OrderedDict
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from itertools import accumulate
@@ -35,6 +36,8 @@ WORK = "work"
 Split = Literal["train", "heldout"]
 DTYPES = {"I32": np.int32, "I16": np.int16, "U8": np.uint8}
 """Of a safetensors header."""
+MOST_MAPPED = 256
+"""Shards that a corpus keeps mapped: each holds a file descriptor, of which a process often has no more than 1,024."""
 
 
 class ShardRecord(BaseModel):
@@ -228,7 +231,8 @@ class PackedCorpus:
         self.directory = directory
         self.index = read_index(directory)
         self._sources = {source.name: source for source in self.index.sources}
-        self._arrays: dict[str, dict[str, NDArray[Any]]] = {}
+        self._checked: set[str] = set()
+        self._arrays: OrderedDict[str, dict[str, NDArray[Any]]] = OrderedDict()
         self._starts: dict[tuple[str, Split], list[int]] = {}
 
     @property
@@ -295,9 +299,14 @@ class PackedCorpus:
         return shards[shard], number - starts[shard]
 
     def _open(self, shard: ShardRecord) -> dict[str, NDArray[Any]]:
-        if shard.file not in self._arrays:
+        if shard.file not in self._checked:
             check_shard(self.directory, shard)
+            self._checked.add(shard.file)
+        if shard.file not in self._arrays:
             self._arrays[shard.file] = map_arrays(self.directory / shard.file)
+            if len(self._arrays) > MOST_MAPPED:
+                self._arrays.popitem(last=False)
+        self._arrays.move_to_end(shard.file)
         return self._arrays[shard.file]
 
 

@@ -16,6 +16,7 @@ from transformers.integrations.gguf import read_gguf_metadata
 from wfray.config.model import HubModel, LocalModel, ModelSource, PackageGGUF, RandomModel
 from wfray.data.encoding import TokenizerFacts
 from wfray.data.packages import package_directory
+from wfray.runs import resolve_home
 
 WORDS = pre_tokenizers.ByteLevel(add_prefix_space=False)
 SPLIT_RULES = {
@@ -39,7 +40,7 @@ def load_tokenizer(source: ModelSource) -> PreTrainedTokenizerFast:
         case HubModel():
             return checked(AutoTokenizer.from_pretrained(source.id, revision=source.revision), source.id)
         case LocalModel():
-            return load_directory_tokenizer(Path(source.path))
+            return load_directory_tokenizer(resolve_home(source.path))
         case RandomModel():
             return load_tokenizer(source.tokenizer)
 

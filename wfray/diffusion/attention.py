@@ -122,8 +122,7 @@ def flex_block_mask(blocks: Blocks) -> BlockMask:
     Raises:
         ValueError: tiles are not whole blocks, or the row is not whole tiles.
     """
-    if TILE % blocks.size:
-        raise ValueError(f"on a GPU a block must divide {TILE} tokens: block_size {blocks.size} does not")
+    require_whole_blocks(blocks.size)
     if len(blocks) * blocks.size % TILE:
         raise ValueError(f"{len(blocks)} blocks of {blocks.size} are not whole tiles of {TILE} tokens: see fill_up")
     in_tile = TILE // blocks.size
@@ -148,8 +147,19 @@ def in_front(tiles: Tensor) -> tuple[Tensor, Tensor]:
     return tiles.sum(dim=-1, dtype=torch.int32)[None, None], order.to(torch.int32)[None, None]
 
 
+def require_whole_blocks(size: int) -> None:
+    """Raise `ValueError` where tiles are not whole blocks."""
+    if TILE % size:
+        raise ValueError(f"on a GPU a block must divide {TILE} tokens: block_size {size} does not")
+
+
 def fill_up(blocks: Blocks) -> Blocks:
-    """The row with blocks of no document at its end, so that it is whole tiles."""
+    """The row with blocks of no document at its end, so that it is whole tiles.
+
+    Raises:
+        ValueError: tiles are not whole blocks.
+    """
+    require_whole_blocks(blocks.size)
     missing = -len(blocks) % (TILE // blocks.size)
     extra = torch.full((missing,), NOWHERE, dtype=torch.int64, device=blocks.document.device)
     numbers = torch.arange(missing, device=extra.device)

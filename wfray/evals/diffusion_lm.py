@@ -5,6 +5,7 @@ requests is told on standard error and kept in `standard_errors`. The same seed 
 it and whatever else is asked.
 """
 
+import math
 import sys
 from pathlib import Path
 from statistics import fmean
@@ -98,19 +99,25 @@ class DiffusionLM(TemplateLM):
 
     def _loglikelihood_tokens(self, requests: list[Tokens], **unused: Any) -> list[tuple[float, bool]]:
         scores = [self.likelihood(context, continuation) for _, context, continuation in requests]
-        if scores:
-            self.standard_errors += [score.standard_error for score in scores]
-            mean, drawn = fmean(score.standard_error for score in scores), f"{self.scorer.num_samples} samples a block, seed {self.seed}"
-            print(f"{len(scores)} log-likelihoods, {drawn}: mean standard error {mean:.4f} nats", file=sys.stderr, flush=True)
+        self.note([score.standard_error for score in scores])
         return [(score.nats, score.is_greedy) for score in scores]
+
+    def note(self, standard_errors: list[float]) -> None:
+        """Keep the standard errors of log-likelihoods, and say them."""
+        if standard_errors:
+            self.standard_errors += standard_errors
+            mean, drawn = fmean(standard_errors), f"{self.scorer.num_samples} samples a block, seed {self.seed}"
+            print(f"{len(standard_errors)} log-likelihoods, {drawn}: mean standard error {mean:.4f} nats", file=sys.stderr, flush=True)
 
     def likelihood(self, context: list[int], continuation: list[int]) -> Likelihood:
         """The score of a continuation with its standard error; a context that is too long loses its beginning."""
         return self.scorer.score(context[-max(1, self.max_length - len(continuation)) :], continuation)
 
     def loglikelihood_rolling(self, requests: list[Instance], disable_tqdm: bool = False) -> list[float]:
-        """Log-likelihoods of whole texts, window by window."""
-        return [sum(self.likelihood(*window).nats for window in self.windows(request.args[0])) for request in requests]
+        """Log-likelihoods of whole texts, window by window; windows are sampled apart, so their variances add up."""
+        texts = [[self.likelihood(*window) for window in self.windows(request.args[0])] for request in requests]
+        self.note([math.hypot(*(score.standard_error for score in scores)) for scores in texts])
+        return [sum(score.nats for score in scores) for scores in texts]
 
     def windows(self, text: str) -> list[tuple[list[int], list[int]]]:
         """A text as contexts and continuations that cover it once."""

@@ -108,11 +108,11 @@ class Stage:
 
     def _locate(self, role: str, reference: str) -> Path:
         own = self.run / reference
-        if own.is_dir() and (manifest := Manifest.read(own)) and manifest.status != "complete":
-            raise ValueError(f"{role}: stage {reference!r} in {str(self.run)!r} is {manifest.status}, not complete; run it again first")
         path = own if own.exists() else resolve_home(reference)
         if not path.exists():
             raise ValueError(f"{role}: {reference!r} is neither a stage in {str(self.run)!r} nor a path that exists")
+        if path.is_dir() and (manifest := Manifest.read(path)) and manifest.status != "complete":
+            raise ValueError(f"{role}: stage {path.name!r} in {str(path.parent)!r} is {manifest.status}, not complete; run it again first")
         return path
 
     @property

@@ -17,6 +17,8 @@ class MetricsTail:
     def read(self) -> list[dict[str, Any]]:
         """The complete rows that were added since the last call; empty while the file does not exist."""
         if not self.path.exists():
+            # The file that follows may get the inode of the one that is gone.
+            self._offset, self._inode = 0, None
             return []
         with self.path.open("rb") as file:
             self._rewind_if_replaced(file.fileno())

@@ -32,8 +32,8 @@ class AttentionCapture:
     states: tuple[Tensor, Tensor, Tensor] | None = None
 
 
-AttentionObserver = Callable[[int, Tensor, Tensor, Segments], None]
-"""Is shown every layer's index, Q [B, heads, T, head_dim], K [B, kv heads, T, head_dim] and the segments."""
+AttentionObserver = Callable[[int, Tensor, Tensor, Segments, int | None], None]
+"""Is shown every layer's index, Q [B, heads, T, head_dim], K [B, kv heads, T, head_dim], the segments and the layer's window."""
 
 
 @torch.compiler.disable
@@ -61,7 +61,7 @@ def segments_attention(
     if capture is not None and capture.layer == module.layer_idx:
         capture.states = (query_BHTD, key_BKTD, value_BKTD)
     if observe is not None and segments is not None:
-        observe(module.layer_idx, query_BHTD, key_BKTD, segments)  # type: ignore[arg-type]
+        observe(module.layer_idx, query_BHTD, key_BKTD, segments, sliding_window)  # type: ignore[arg-type]
     scaling = query_BHTD.shape[-1] ** -0.5 if scaling is None else scaling
     batch, _, num_queries, _ = query_BHTD.shape
     num_keys = key_BKTD.shape[2]

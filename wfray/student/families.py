@@ -18,6 +18,8 @@ class Family:
     layers: str = "model.layers"
     attention: str = "self_attn"
     mlp: str = "mlp"
+    norm_offset: float = 0.0
+    """What its norms add to their weights."""
     fixed: dict[str, Any] = field(default_factory=dict)
     """Options of the configuration that only this value is supported of."""
 
@@ -28,6 +30,7 @@ FAMILIES: dict[str, Family] = {
     "qwen2": Family(),
     "qwen3": Family(),
     "gemma3_text": Family(
+        norm_offset=1.0,
         fixed={"final_logit_softcapping": None, "attn_logit_softcapping": None, "use_bidirectional_attention": False},
     ),
 }

@@ -13,7 +13,7 @@ from transformers import AutoConfig, AutoModelForCausalLM, PretrainedConfig, Pre
 from wfray.config.model import Architecture, HubModel, LocalModel, ModelSource, PackageGGUF, RandomModel
 from wfray.data.packages import package_directory
 from wfray.data.tokenizer import load_tokenizer
-from wfray.runs.files import sha256_of, write_aside
+from wfray.runs import resolve_home, sha256_of, write_aside
 from wfray.student.checkpoint import copy_tokenizer, empty_model, fitting, read_config, write_config
 from wfray.student.families import family_of
 from wfray.student.weights import MAX_SHARD_BYTES, Weights, write_weights
@@ -27,7 +27,7 @@ def materialize(source: ModelSource, models: Path) -> Path:
     Raises:
         ValueError: the package, file or checkpoint does not exist, the family is unknown, or the architecture is another one.
     """
-    content = f"-{sha256_of(Path(source.path))[:16]}" if isinstance(source, LocalModel) and Path(source.path).is_dir() else ""
+    content = f"-{sha256_of(local)[:16]}" if isinstance(source, LocalModel) and (local := resolve_home(source.path)).is_dir() else ""
     directory = models / (source.digest()[:16] + content)
     if directory.exists():
         return directory
@@ -36,7 +36,7 @@ def materialize(source: ModelSource, models: Path) -> Path:
             case HubModel():
                 copy_checkpoint(download(source), aside, source.architecture)
             case LocalModel():
-                copy_checkpoint(Path(source.path), aside, source.architecture)
+                copy_checkpoint(resolve_home(source.path), aside, source.architecture)
             case PackageGGUF() | RandomModel():
                 model = make_model(source)
                 check_architecture(model.config, source.architecture)

@@ -94,12 +94,12 @@ class Trainer:
             if not micro.is_last:
                 continue
             figures = self._update(micro.step) | pace.figures(self.config.train.batch_tokens) | mixture_figures(feed, micro)
-            if self.early_stop and self._lambda(micro.step) == 1:
+            if self.early_stop and self._is_settled(micro.step):
                 figures |= self.early_stop.after_step(micro.step, figures.get("loss"))
             self._log(micro.step, figures)
-            self._checkpoint(micro)
             if "stopped" in figures or micro.step + 1 == self.config.num_steps:
                 return
+            self._checkpoint(micro)
             pace.start()
             self._begin_step(micro.step + 1)
 
@@ -110,12 +110,16 @@ class Trainer:
             self.state.random[self.collective.rank].restore()
         if stop := self.config.train.early_stopping:
             corpus = feed.stream.corpus
-            heldout = HeldoutLoss(corpus, self.config.weights or corpus.weights, stop) if stop.kind == "heldout" else None
+            heldout = HeldoutLoss(corpus, self.config.all_weights or corpus.weights, stop) if stop.kind == "heldout" else None
             measure = partial(self._heldout_loss, heldout) if heldout else None
             self.early_stop = EarlyStop(stop, self.state.stopping, self.config.train.batch_tokens, measure)
 
     def _lambda(self, step: int) -> float:
         return lambda_at(self.config.quantization, step * self.config.train.batch_tokens)
+
+    def _is_settled(self, step: int) -> bool:
+        """Whether lambda has its final value."""
+        return self.config.quantization.schedule == "none" or self._lambda(step) == 1
 
     def _begin_step(self, step: int) -> None:
         train = self.config.train
@@ -203,12 +207,12 @@ class Trainer:
         self.log(**row, progress=1.0 if "stopped" in figures else (step + 1) / num_steps)
 
     def _checkpoint(self, micro: MicroBatch) -> None:
-        """Begin a checkpoint at every interval, and before a machine is lost; the end of the stage is saved as the student instead."""
+        """Begin a checkpoint at every interval, and before a machine is lost."""
         self.checkpoints.check()
         done, train = micro.step + 1, self.config.train
         is_urgent = self._is_urgent()
         is_due = done % (train.checkpoint_every_tokens // train.batch_tokens) == 0
-        if (is_due or is_urgent) and done < self.config.num_steps:
+        if is_due or is_urgent:
             self.state.random = self.collective.gather(RandomState.capture())
             progress = Progress(step=done, tokens=done * train.batch_tokens, cursor=micro.cursor, state=self.state.model_copy(deep=True))
             self.checkpoints.save(self.model, self.optimizer, progress)

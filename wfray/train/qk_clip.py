@@ -39,8 +39,9 @@ class QKClip:
 
     def __init__(self, model: PreTrainedModel, config: MuonClip, collective: Collective) -> None:
         """Raises: ValueError: scope `head` on a model with QK-norm."""
-        attention = family_of(model.config).attention
-        self.attentions: list[Any] = [layer.get_submodule(attention) for layer in decoder_layers(model)]
+        family = family_of(model.config)
+        self.attentions: list[Any] = [layer.get_submodule(family.attention) for layer in decoder_layers(model)]
+        self.norm_offset = family.norm_offset
         self.config, self.collective = config, collective
         self.maxima: dict[int, Tensor] = {}
         if config.scope == "head" and has_qk_norm(self.attentions[0]):
@@ -49,10 +50,10 @@ class QKClip:
             )
 
     @torch.no_grad()
-    def observe(self, layer: int, query_BHTD: Tensor, key_BKTD: Tensor, segments: Segments) -> None:
-        """Take in one layer's Q and K of a forward pass."""
+    def observe(self, layer: int, query_BHTD: Tensor, key_BKTD: Tensor, segments: Segments, window: int | None) -> None:
+        """Take in one layer's Q and K of a forward pass, and its sliding window."""
         rows = [
-            largest_logits(query_BHTD[row, :, start:end].detach(), key_BKTD[row, :, start:end].detach())
+            largest_logits(query_BHTD[row, :, start:end].detach(), key_BKTD[row, :, start:end].detach(), window)
             for row, start, end in segments.documents
         ]
         found_H = torch.stack(rows).amax(dim=0) * self.attentions[layer].scaling
@@ -71,29 +72,38 @@ class QKClip:
         ratios_LH[maxima_LH <= 0] = 1.0
         for layer, ratio_H in zip(sorted(self.maxima), ratios_LH.cpu(), strict=True):
             if ratio_H.min() < 1.0:
-                shrink(self.attentions[layer], ratio_H if self.config.scope == "head" else ratio_H.min().expand_as(ratio_H))
+                ratio_H = ratio_H if self.config.scope == "head" else ratio_H.min().expand_as(ratio_H)
+                shrink(self.attentions[layer], ratio_H, self.norm_offset)
         self.forget()
         return maxima_LH.max().item()
 
 
-def largest_logits(query_HTD: Tensor, key_KTD: Tensor) -> Tensor:
-    """The largest `q . k` of every head over the causal pairs of one document, float32 [heads]."""
+def largest_logits(query_HTD: Tensor, key_KTD: Tensor, window: int | None) -> Tensor:
+    """The largest `q . k` of every head over the causal pairs of one document within the window, float32 [heads]."""
     num_heads, length, _ = query_HTD.shape
     query_KGTD = query_HTD.unflatten(0, (key_KTD.shape[0], -1))
     largest = []
     for start in range(0, length, CHUNK):
         end = min(start + CHUNK, length)
         logits = query_KGTD[:, :, start:end] @ key_KTD[:, None, :end].transpose(-1, -2)
-        later = torch.ones(end - start, end, dtype=torch.bool, device=logits.device).triu(start + 1)
-        largest.append(logits.masked_fill_(later, -torch.inf).amax(dim=(-1, -2)).float())
+        unseen = torch.ones(end - start, end, dtype=torch.bool, device=logits.device).triu(start + 1)
+        if window is not None:
+            unseen |= torch.ones_like(unseen).tril(start - window)
+        largest.append(logits.masked_fill_(unseen, -torch.inf).amax(dim=(-1, -2)).float())
     return torch.stack(largest).amax(dim=0).view(num_heads)
 
 
-def shrink(attention: Any, ratio_H: Tensor) -> None:
-    """Multiply the logits of every head by its ratio, through the weights; see the module docstring."""
+def shrink(attention: Any, ratio_H: Tensor, norm_offset: float = 0.0) -> None:
+    """Multiply the logits of every head by its ratio, through the weights; see the module docstring.
+
+    Args:
+        attention: of one layer.
+        ratio_H: of every head.
+        norm_offset: what QK-norms add to their weights.
+    """
     if has_qk_norm(attention):
         for norm in (attention.q_norm, attention.k_norm):
-            norm.weight.mul_(ratio_H.min().sqrt().item())
+            norm.weight.add_(norm_offset).mul_(ratio_H.min().sqrt().item()).sub_(norm_offset)
         return
     ratio_KG = ratio_H.view(attention.k_proj.weight.shape[0] // attention.head_dim, -1)
     key_K = ratio_KG.amin(dim=1).sqrt()

@@ -1,7 +1,7 @@
 """Early stopping: a stage ends when a loss has not fallen for `patience` measurements in a row.
 
 The loss is the held-out cross-entropy of the weights that would be saved, or the mean training loss of the steps since the last
-measurement. Measurements begin when lambda is 1: before, the loss rises because the student is being quantized.
+measurement. Measurements begin when lambda has its final value: before, the loss rises because the student is being quantized.
 """
 
 from collections.abc import Callable, Mapping

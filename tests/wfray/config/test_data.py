@@ -19,7 +19,7 @@ def tree() -> dict[str, Any]:
         {"name": name, "kind": "text_files", "path": "/texts", "licence": "CC0-1.0", "weight": 1.0, "max_tokens": 1000}
         for name in ("one", "two")
     ]
-    tokenizer = {"kind": "directory", "path": "/model"}
+    tokenizer = yaml.safe_load((ROOT / "models/smollm2_135m.yaml").read_text())
     return {"run": "r", "tokenizer": tokenizer, "sequence_length": 64, "heldout_rows": 2, "sources": sources}
 
 
@@ -108,6 +108,13 @@ def test_a_filter_must_say_something_and_urls_are_no_parents(tree: dict[str, Any
         PackConfig.parse(tree, "test")
     tree["sources"][-1] = rows
     assert PackConfig.parse(tree, "test").parents == {"one": "/texts", "two": "/texts"}
+
+
+def test_a_local_tokenizer_and_evaluation_files_are_parents(tree: dict[str, Any]) -> None:
+    evaluation = {"kind": "text_files", "name": "one", "path": "/questions", "licence": "own", "weight": 0}
+    changed = {**tree, "tokenizer": {"kind": "directory", "path": "/model"}, "decontamination": {"evaluations": [evaluation]}}
+    expected = {"one": "/texts", "two": "/texts", "evaluations.one": "/questions", "tokenizer.path": "/model"}
+    assert PackConfig.parse(changed, "test").parents == expected
 
 
 def test_conversations_are_not_concatenated_and_name_their_own_fields(tree: dict[str, Any]) -> None:

@@ -152,7 +152,7 @@ def test_a_unit_that_was_left_halfway_keeps_every_shard_that_it_made(source: Tex
     unit = unit.model_copy(update={"holds_out": True})
     result = pack_unit(unit, options, encoder)
     stamps = [(options.directory / shard.file).stat().st_mtime_ns for shard in result.shards]
-    options.receipt(unit).unlink()
+    options.receipt(unit, encoder.identity).unlink()
     assert pack_unit(unit, options, encoder) == result and result.heldout is not None
     assert [(options.directory / shard.file).stat().st_mtime_ns for shard in result.shards] == stamps
 
@@ -180,7 +180,9 @@ def test_a_finished_unit_is_not_read_again_unless_its_files_or_shards_changed(
 def test_another_option_or_text_is_another_shard(options: PackOptions, change: dict) -> None:
     tokenizer = options.tokenizer.model_copy(update=change.pop("tokenizer", {}))
     other = options.model_copy(update={"tokenizer": tokenizer, **change})
-    names = [shard_name("texts", "train", texts, given) for given in (options, other) for texts in (["a", "b"], ["a", "b!"], ["ab"])]
+    names = [
+        shard_name("texts", "train", texts, given, "rules") for given in (options, other) for texts in (["a", "b"], ["a", "b!"], ["ab"])
+    ]
     assert len(set(names)) == 6
 
 
@@ -219,7 +221,22 @@ def test_conversations_are_packed_with_their_marks(tmp_path: Path, options: Pack
     ]
     told = " ".join(learned).replace(".It", ". It")
     assert sum(f"It is {2 * n}." in told for n in range(200)) >= 195 and "What" not in told
-    assert shard_name("s", "train", ["a"], options, encoder.identity) != shard_name("s", "train", ["a"], options)
+    shutil.copytree(tokenizer_directory, tmp_path / "other")
+    template = tmp_path / "other" / "chat_template.jinja"
+    template.write_text(template.read_text(encoding="utf-8") + "\nEnd.", encoding="utf-8")
+    mended = pack_all(source, options, ChatEncoder(tmp_path / "other"))
+    assert mended != [result], "what was packed with another template is not taken"
+    assert pack_all(source, options, encoder) == [result]
+
+
+def test_another_way_to_split_text_is_another_shard(
+    tmp_path: Path, source: TextFiles, options: PackOptions, encoder: Encoder, tokenizer_directory: Path
+) -> None:
+    rules = json.loads((tokenizer_directory / "tokenizer.json").read_text(encoding="utf-8"))
+    (tmp_path / "tokenizer.json").write_text(json.dumps({**rules, "normalizer": {"type": "Lowercase"}}), encoding="utf-8")
+    other = Encoder(tmp_path / "tokenizer.json", encoder.end_id)
+    before, after = pack_all(source, options, encoder), pack_all(source, options, other)
+    assert not {shard.file for result in before for shard in result.shards} & {shard.file for result in after for shard in result.shards}
 
 
 def test_budgets_end_with_the_shard_that_reaches_them(source: TextFiles, options: PackOptions, encoder: Encoder) -> None:

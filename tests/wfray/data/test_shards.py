@@ -40,6 +40,17 @@ def test_rows_are_read_across_shards(corpus: PackedCorpus) -> None:
         corpus.read_rows("other", "train", [0])
 
 
+def test_no_more_shards_stay_mapped_than_there_may_be_descriptors(corpus: PackedCorpus, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("wfray.data.shards.MOST_MAPPED", 1)
+    limited = PackedCorpus(corpus.directory)
+    numbers = list(range(corpus.split("large", "train").num_rows)) * 2
+    assert len(corpus.split("large", "train").shards) > 1
+    before = len(list(Path("/proc/self/fd").iterdir()))
+    rows = limited.read_rows("large", "train", numbers)
+    assert len(list(Path("/proc/self/fd").iterdir())) <= before + 1
+    assert np.array_equal(rows.input_ids, corpus.read_rows("large", "train", numbers).input_ids)
+
+
 def test_marks_travel_with_their_tokens_and_plain_shards_have_none(tmp_path: Path, make_documents: Callable) -> None:
     documents = make_documents(1, 50, 40)
     marks = [(document % 3).astype(np.uint8) for document in documents]

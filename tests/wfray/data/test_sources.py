@@ -64,6 +64,18 @@ def test_a_new_document_moves_no_other(tmp_path: Path) -> None:
     assert [text for text in read(source) if text != "new"] == before
 
 
+def test_links_are_the_files_that_they_lead_to(tmp_path: Path) -> None:
+    """As in a snapshot of the Hub, whose files are links into a store of contents."""
+    (tmp_path / "store").mkdir()
+    (tmp_path / "store" / "1234").write_text("linked", encoding="utf-8")
+    folder = tmp_path / "snapshot"
+    folder.mkdir()
+    (folder / "linked.txt").symlink_to(tmp_path / "store" / "1234")
+    (folder / "own.txt").write_text("own", encoding="utf-8")
+    (folder / "folder.txt").symlink_to(tmp_path / "store")
+    assert sorted(read(make("text_files", path=str(folder)))) == ["linked", "own"]
+
+
 def test_json_lines(tmp_path: Path) -> None:
     rows = [{"title": f"t{n}", "text": f"line\u2028{n}", "other": 1} for n in range(5)]
     (tmp_path / "a.jsonl").write_text("\n".join(json.dumps(row, ensure_ascii=False) for row in rows) + "\n\n", encoding="utf-8")

@@ -54,7 +54,7 @@ def test_moving_a_run_directory_keeps_it_done(tmp_path: Path) -> None:
     assert Stage.of(toy(tmp_path / "b", stage="parent")).done
 
 
-def test_a_failed_stage_says_why_and_is_no_parent(tmp_path: Path) -> None:
+def test_a_failed_stage_says_why_and_is_no_parent(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     with pytest.raises(RuntimeError), Stage.of(toy(tmp_path, stage="parent")):
         raise RuntimeError("broken")
     manifest = Manifest.read(tmp_path / "parent")
@@ -62,6 +62,9 @@ def test_a_failed_stage_says_why_and_is_no_parent(tmp_path: Path) -> None:
     assert Stage.of(toy(tmp_path, stage="parent")).resumable
     with pytest.raises(ValueError, match="stage 'parent' in .* is failed, not complete"):
         Stage.of(toy(tmp_path))
+    monkeypatch.setenv("WFRAY_HOME", str(tmp_path.parent))
+    with pytest.raises(ValueError, match="stage 'parent' in .* is failed, not complete"):
+        Stage.of(Toy(run=str(tmp_path / "other"), source=f"{tmp_path.name}/parent"))
 
 
 AT_WORK = """

@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 from transformers import PreTrainedModel
 
-from tests.wfray.student.conftest import tiny_model
+from tests.wfray.student.conftest import WINDOW, WINDOWED, tiny_model
 from wfray.config.convert import Subln
 from wfray.config.optimizer import MuonClip
 from wfray.quant import set_lambda
@@ -15,19 +15,21 @@ from wfray.student import convert, run_body
 from wfray.train import Collective, qk_clip
 from wfray.train.qk_clip import QKClip
 
-FAMILIES = ["llama", "qwen2", "qwen3"]
+FAMILIES = ["llama", "qwen2", "qwen3", "gemma3_text"]
 Batch = dict[str, Tensor]
 
 
-def student(family: str, strength: float, grown: slice = slice(None), grow: float = 6.0) -> PreTrainedModel:
+def student(family: str, strength: float, grown: slice = slice(None), grow: float = 6.0, **options: Any) -> PreTrainedModel:
     """A student, `strength` its lambda, in which the rows `grown` of layer 1's W_q, or its QK-norm, have grown."""
-    model = convert(tiny_model(family), Subln(init="ones"))
+    model = convert(tiny_model(family, **options), Subln(init="ones"))
     set_lambda(model, strength)
     attention = model.model.layers[1].self_attn
     with torch.no_grad():
         attention.q_proj.weight[grown] *= grow
         if family == "qwen3":
             attention.q_norm.weight *= grow
+        if family == "gemma3_text":
+            attention.q_norm.weight.add_(1.0).mul_(grow).sub_(1.0)
         if family == "qwen2":
             torch.nn.init.normal_(attention.q_proj.bias)
             torch.nn.init.normal_(attention.k_proj.bias)
@@ -38,15 +40,17 @@ def make(model: PreTrainedModel, **settings: Any) -> QKClip:
     return QKClip(model, MuonClip.model_validate({"kind": "muon_clip", "learning_rate": 1e-3, **settings}), Collective())
 
 
-def dense_maxima(model: PreTrainedModel, packed: Batch, layer: int) -> Tensor:
-    """The largest logit of each head, from whole [T, T] matrices with a mask of documents and of the future."""
+def dense_maxima(model: PreTrainedModel, packed: Batch, layer: int, window: int = 12) -> Tensor:
+    """The largest logit of each head, from whole [T, T] matrices with a mask of documents, of the future and of the far past."""
     with torch.no_grad():
         qkv = run_body(model, packed, qkv_layer=layer).qkv
     assert qkv is not None
     query, key = qkv[0], qkv[1].repeat_interleave(qkv[0].shape[1] // qkv[1].shape[1], dim=1)
     segments = packed["segment_ids"]
-    allowed = (segments[:, :, None] == segments[:, None, :]) & (segments[:, :, None] != 0) & torch.ones(12, 12).tril().bool()
-    logits = (query @ key.transpose(-1, -2)) / query.shape[-1] ** 0.5
+    allowed = (
+        (segments[:, :, None] == segments[:, None, :]) & (segments[:, :, None] != 0) & torch.ones(12, 12).tril().triu(1 - window).bool()
+    )
+    logits = (query @ key.transpose(-1, -2)) * model.model.layers[layer].self_attn.scaling
     return logits.masked_fill(~allowed[:, None], -torch.inf).amax(dim=(0, 2, 3))
 
 
@@ -64,6 +68,23 @@ def test_the_maxima_are_those_of_dense_attention(packed: Batch, family: str, chu
     observe(clip, model, {name: tensor[1:] for name, tensor in packed.items()})
     for layer in range(2):
         torch.testing.assert_close(clip.maxima[layer], dense_maxima(model, packed, layer))
+
+
+@pytest.mark.parametrize("chunk", [4, 512])
+@pytest.mark.parametrize("family", sorted(WINDOWED))
+def test_what_lies_beyond_a_layer_s_window_does_not_count(packed: Batch, family: str, chunk: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(qk_clip, "CHUNK", chunk)
+    model = student(family, 1.0, **WINDOWED[family])
+    clip = make(model)
+    observe(clip, model, packed)
+    windows = [WINDOW, WINDOW] if family == "mistral" else [WINDOW if is_windowed(model, layer) else 12 for layer in range(2)]
+    assert WINDOW in windows
+    for layer, window in enumerate(windows):
+        torch.testing.assert_close(clip.maxima[layer], dense_maxima(model, packed, layer, window))
+
+
+def is_windowed(model: PreTrainedModel, layer: int) -> bool:
+    return model.config.layer_types[layer] == "sliding_attention"
 
 
 @pytest.mark.parametrize("strength", [0.0, 1.0], ids=["full", "ternary"])

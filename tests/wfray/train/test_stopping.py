@@ -61,6 +61,20 @@ def test_the_stage_ends_with_the_reason_in_its_last_row(corpus: PackedCorpus, tm
     assert not any("stopped" in row for row in attempt.rows[:-1])
 
 
+def test_a_stage_that_was_over_when_it_died_ends_at_the_same_step(corpus: PackedCorpus, tmp_path: Path) -> None:
+    settings = config(tokens=40 * STEP, early_stopping=stopping(kind="training"))
+    attempts = [Attempt(corpus, tmp_path, settings) for _ in range(2)]
+    assert [attempt.run() and attempt.rows[-1]["step"] for attempt in attempts] == [10, 10]
+    assert attempts[1].rows[-1]["stopped"] == attempts[0].rows[-1]["stopped"]
+
+
+def test_full_precision_is_measured_from_the_first_step(corpus: PackedCorpus, tmp_path: Path) -> None:
+    settings = config({"quantization": {"schedule": "none"}}, tokens=40 * STEP, early_stopping=stopping(kind="training"))
+    attempt = Attempt(corpus, tmp_path, settings)
+    attempt.run()
+    assert [row["step"] for row in attempt.rows if "training_loss" in row] == [2, 4, 6]
+
+
 def test_measuring_leaves_training_as_it_is(corpus: PackedCorpus, tmp_path: Path) -> None:
     plain = Attempt(corpus, tmp_path / "plain", config(average={"decay": 0.5})).run()
     stop = {"kind": "heldout", "every_tokens": STEP, "rows_per_source": 2, "patience": 8}
