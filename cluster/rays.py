@@ -42,7 +42,8 @@ def keep_running(command: list[str], environment: dict[str, str], seconds: float
         command: arguments of `ray`.
         environment: of Ray's processes.
         seconds: how long in all.
-        lonely_seconds: give up when it cannot run for so long, as when its head is gone; None: never.
+        lonely_seconds: give up when it cannot run for so long, as when its head is gone; None: never. A Ray whose head is gone
+            ends within a minute or so: one that ran for a fifth of this time ran.
     """
     signal.signal(signal.SIGTERM, raise_stopped)
     ends, lonely_since = time.monotonic() + seconds, time.monotonic()
@@ -50,7 +51,7 @@ def keep_running(command: list[str], environment: dict[str, str], seconds: float
         while time.monotonic() < ends:
             began = time.monotonic()
             run_once(command, environment, ends - began)
-            if time.monotonic() - began > (lonely_seconds or 0):
+            if time.monotonic() - began > (lonely_seconds or 0) / 5:
                 lonely_since = time.monotonic()
             elif lonely_seconds and time.monotonic() - lonely_since > lonely_seconds:
                 print(f"Ray could not run for {lonely_seconds:.0f} s: this node gives up", flush=True)

@@ -52,22 +52,40 @@ def why_unreachable(host: str, error: str) -> str:
 
 
 @contextmanager
-def tunnel(host: str, ports: list[int], local: list[int] | None = None) -> Iterator[list[int]]:
-    """Hold tunnels to `ports` of a head open; yields the ports here, `local` or free ones.
+def tunnel(host: str, ports: list[int]) -> Iterator[list[int]]:
+    """Hold tunnels to `ports` of a head open; yields the ports here.
 
     Raises:
         Unreachable: they cannot be opened.
     """
-    here = local or free_ports(len(ports))
-    process = subprocess.Popen(
-        tunnel_command(host, dict(zip(here, ports, strict=True))), stdin=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True
-    )
-    try:
-        wait_for_tunnel(process, host, here[0])
+    here = free_ports(len(ports))
+    with open_tunnels(host, dict(zip(here, ports, strict=True))):
         yield here
+
+
+@contextmanager
+def open_tunnels(host: str, ports: dict[int, int]) -> Iterator["subprocess.Popen[str]"]:
+    """Hold tunnels from ports here to ports of a head open; yields the process that does, which ends when the way there is lost.
+
+    Raises:
+        ValueError: something else listens on a port here.
+        Unreachable: they cannot be opened.
+    """
+    if taken := [port for port in ports if is_taken(port)]:
+        raise ValueError(f"port {taken[0]} is taken on this machine, perhaps by a Ray of its own: end what listens there")
+    process = subprocess.Popen(tunnel_command(host, ports), stdin=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True)
+    try:
+        wait_for_tunnel(process, host, next(iter(ports)))
+        yield process
     finally:
         process.terminate()
         process.wait()
+
+
+def is_taken(port: int) -> bool:
+    """Whether something listens on a loopback port."""
+    with socket.socket() as trying:
+        return trying.connect_ex(("127.0.0.1", port)) == 0
 
 
 def wait_for_tunnel(process: "subprocess.Popen[str]", host: str, port: int) -> None:

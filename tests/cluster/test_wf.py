@@ -3,8 +3,10 @@
 import json
 import os
 import re
+import socket
 import stat
 import subprocess
+import sys
 import time
 from pathlib import Path
 
@@ -17,6 +19,7 @@ from cluster.wf import main
 from cluster.workdir import check_size, travelling
 from tests.cluster.conftest import ROOT, tiny_config
 from wfray.config.cluster import ClusterConfig
+from wfray.runs.children import free_port
 
 NEBIUS = "configs/cluster/nebius.yaml"
 
@@ -160,6 +163,43 @@ def test_a_head_that_cannot_be_reached_is_not_taken_down_without_its_workers(sta
     wf("down", "tiny", "--abandon")
     assert calls(state, "down") == ["down -y wf-tiny"] and ClusterRecord.read("tiny") is None
     assert "delete themselves within 25 minutes" in capsys.readouterr().err
+
+
+def test_a_head_that_came_up_without_ever_running_goes(state: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Its setup failed, so there is no directory of the head's yet; the command is run as the head would run it."""
+    make_record(me())
+    (state / "home").mkdir()
+    (state / "bin" / "ssh").write_text(f'#!/bin/sh\nfor last; do :; done\nHOME={state}/home exec sh -c "$last"\n')
+    wf("down", "tiny")
+    assert calls(state, "down") == ["down -y wf-tiny"] and ClusterRecord.read("tiny") is None
+
+
+def test_a_head_that_fails_can_be_abandoned(state: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    make_record(me())
+    (state / "bin" / "ssh").write_text('#!/bin/sh\necho "No space left on device" >&2\nexit 1\n')
+    assert "No space left on device" in (message := fails(capsys, "down", "tiny")) and "--abandon" in message
+    wf("down", "tiny", "--abandon")
+    assert calls(state, "down") == ["down -y wf-tiny"]
+
+
+def test_a_dashboard_on_a_port_that_is_taken_is_refused(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
+    make_record(me())
+    make_token("tiny")
+    with socket.create_server(("127.0.0.1", 0)) as other:
+        port = other.getsockname()[1]
+        monkeypatch.setattr("cluster.dashboard.PAGES", {port: "Ray's dashboard"})
+        assert f"port {port} is taken on this machine" in fails(capsys, "dashboard", "tiny")
+
+
+def test_a_dashboard_whose_tunnel_is_lost_ends(state: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
+    make_record(me())
+    make_token("tiny")
+    port = free_port()
+    monkeypatch.setattr("cluster.dashboard.PAGES", {port: "Ray's dashboard"})
+    listen = f"import socket, time; s = socket.create_server(('127.0.0.1', {port})); time.sleep(1)"
+    script = f'#!/bin/sh\n{sys.executable} -c "{listen}"\necho "Connection reset by peer" >&2\nexit 255\n'
+    (state / "bin" / "ssh").write_text(script)
+    assert "cannot be reached (Connection reset by peer)" in fails(capsys, "dashboard", "tiny")
 
 
 def test_status_says_that_a_head_cannot_be_reached(capsys: pytest.CaptureFixture[str]) -> None:

@@ -2,6 +2,8 @@
 
 from pathlib import Path
 
+import pytest
+
 from jobs.stages import PlannedStage, pending_stages
 from wfray.config.evaluate import EvaluateConfig
 from wfray.config.export import ExportConfig
@@ -14,11 +16,12 @@ def planned(tmp_path: Path, reference: str) -> list[PlannedStage]:
     subject = {"name": "exported", "kind": "gguf", "file": reference}
     export = ExportConfig.load(ROOT / "configs/export/tiny.yaml", [f"run={tmp_path}"])
     tree = EvaluateConfig.load(ROOT / "configs/evaluate/smoke.yaml").model_dump(mode="json")
-    evaluate = EvaluateConfig.parse({**tree, "run": str(tmp_path), "subjects": [subject]}, "test")
+    harness = {**tree["harness"], "compare": []}
+    evaluate = EvaluateConfig.parse({**tree, "run": str(tmp_path), "subjects": [subject], "harness": harness}, "test")
     return [PlannedStage("export", "export", export, []), PlannedStage("evaluate", "evaluate", evaluate, [])]
 
 
-def test_what_reads_a_file_of_a_stage_is_done_again_with_it(tmp_path: Path, monkeypatch) -> None:  # type: ignore[no-untyped-def]
-    monkeypatch.setattr("jobs.stages.is_done", lambda config: config.stage == "evaluate")
+def test_what_reads_a_file_of_a_stage_is_done_again_with_it(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("jobs.stages.is_done", lambda config: config.stage != "export")
     assert pending_stages(planned(tmp_path, "export/model.gguf")) == {"export", "evaluate"}
     assert pending_stages(planned(tmp_path, "elsewhere/model.gguf")) == {"export"}

@@ -17,6 +17,7 @@ from types import TracebackType
 from typing import Self
 
 import torch
+import torch.distributed as dist
 import torch.distributed.checkpoint as dcp
 from pydantic import BaseModel
 from torch import Tensor, nn
@@ -98,18 +99,31 @@ class CheckpointStore:
     def _write(self, staged: dict[str, Tensor], progress: Progress) -> None:
         target = self.directory / f"step-{progress.step:08d}"
         aside = self.directory / f".{target.name}{PARTIAL}"
+        self._prepare(aside)
         if self.collective.rank:
             self._write_tensors(staged, aside)
             return
-        for left in self.directory.glob(f".step-*{PARTIAL}"):
-            remove(left)
-        aside.mkdir(parents=True, exist_ok=True)
         try:
             self._write_tensors(staged, aside)
             (aside / "progress.json").write_text(progress.model_dump_json(indent=2), encoding="utf-8")
             self._commit(aside, target)
         finally:
             remove(aside)
+
+    def _prepare(self, aside: Path) -> None:
+        """Clear what interrupted writes left and make `aside`, before any worker writes into it; all raise where that fails."""
+        failed: list[OSError | None] = [None]
+        if self.collective.rank == 0:
+            try:
+                for left in self.directory.glob(f".step-*{PARTIAL}"):
+                    remove(left)
+                aside.mkdir(parents=True)
+            except OSError as error:
+                failed = [error]
+        if self.collective.background is not None:
+            dist.broadcast_object_list(failed, src=0, group=self.collective.background)
+        if failed[0] is not None:
+            raise failed[0]
 
     def _write_tensors(self, staged: dict[str, Tensor], aside: Path) -> None:
         alone = self.collective.world_size == 1

@@ -115,6 +115,22 @@ def test_a_full_disk_is_an_error_on_every_worker_and_the_checkpoint_before_stays
     assert [path.name for path in (tmp_path / "checkpoints").iterdir()] == ["step-00000001"]
 
 
+def save_under_a_file(directory: Path) -> str:
+    """Save where no directory can be made; the message."""
+    worker = Worker(directory)
+    worker.step()
+    worker.save(1)
+    with pytest.raises(ValueError, match="could not be written") as raised:
+        worker.store.finish()
+    return str(raised.value)
+
+
+def test_a_directory_that_cannot_be_made_is_an_error_on_every_worker(tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("in the way")
+    messages = run_workers(2, save_under_a_file, tmp_path / "answers", tmp_path / "file" / "checkpoints")
+    assert len(messages) == 2 and all("Not a directory" in message for message in messages)
+
+
 class Dying(CheckpointStore):
     """Its process is killed when all tensors are on disk but nothing is committed."""
 
