@@ -20,10 +20,11 @@ from pydantic import BaseModel, TypeAdapter
 from actors.placement import resources_of
 from wfray.config.cleaning import Duplicates
 from wfray.config.data import JsonLines, PackConfig, Parquet, RowSource, Source, TextFiles
-from wfray.data.build import PackOptions, UnitResult, count_needed, open_cleaner, pack_unit, units_wanted, up_to
+from wfray.data.build import UnitResult, count_needed, open_cleaner, pack_unit, units_wanted, up_to
 from wfray.data.cleaning import Cleaner, write_runs
 from wfray.data.duplicates import find_duplicates, fingerprints
 from wfray.data.encoding import DocumentEncoder, Encoder, TokenizerFacts
+from wfray.data.options import PackOptions
 from wfray.data.removed import merge_removed
 from wfray.data.shards import INDEX, CorpusIndex, SourceIndex, Split, SplitIndex, write_index
 from wfray.data.sources import Unit, plan_units, read_unit

@@ -20,9 +20,10 @@ os.environ["TOKENIZERS_PARALLELISM"] = "false"
 
 from benchmarks.harness import report
 from wfray.config.data import PackConfig, Source
-from wfray.data.build import BYTES_PER_TOKEN, split_parts
+from wfray.data.build import split_parts
 from wfray.data.cleaning import Cleaner
 from wfray.data.encoding import Encoder
+from wfray.data.options import BYTES_PER_TOKEN
 from wfray.data.packages import fetch
 from wfray.data.packing import PackedRows, concatenate, pack
 from wfray.data.sources import plan_units, read_unit, shuffled

@@ -23,9 +23,10 @@ os.environ["TOKENIZERS_PARALLELISM"] = "false"
 
 from benchmarks.harness import interleave, report
 from wfray.config.data import JsonLines, PackConfig
-from wfray.data.build import PackOptions, pack_unit
+from wfray.data.build import pack_unit
 from wfray.data.cleaning import Cleaner
 from wfray.data.encoding import Encoder, TokenizerFacts
+from wfray.data.options import PackOptions
 from wfray.data.packages import fetch
 from wfray.data.sources import plan_units, read_unit
 from wfray.data.tokenizer import save_tokenizer

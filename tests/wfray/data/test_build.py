@@ -14,7 +14,6 @@ from safetensors.numpy import load_file
 from wfray.config.data import JsonLines, Source, TextFiles
 from wfray.data.batch import RESPONSE
 from wfray.data.build import (
-    PackOptions,
     UnitResult,
     draw_piece,
     pack_part,
@@ -29,6 +28,7 @@ from wfray.data.build import (
 from wfray.data.chat_encoding import ChatEncoder
 from wfray.data.cleaning import Cleaner
 from wfray.data.encoding import DocumentEncoder, Encoded, Encoder, TokenizerFacts
+from wfray.data.options import PackOptions
 from wfray.data.shards import ShardRecord, map_arrays
 from wfray.data.sources import Document, Unit, plan_units, read_unit, shuffled
 from wfray.runs import sha256_of
@@ -332,7 +332,8 @@ PACK_AND_MEASURE = """
 import resource, sys
 from pathlib import Path
 from wfray.config.data import JsonLines
-from wfray.data.build import PackOptions, pack_unit
+from wfray.data.build import pack_unit
+from wfray.data.options import PackOptions
 from wfray.data.encoding import DocumentEncoder, Encoded, Encoder, TokenizerFacts
 from wfray.data.sources import plan_units
 folder, tokenizer, corpus = sys.argv[1:]

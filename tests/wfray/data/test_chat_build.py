@@ -11,11 +11,12 @@ import pytest
 from wfray.config.chat import Classification, Instruction
 from wfray.config.data import JsonLines, PackConfig, Parquet, RowSource, TextFiles
 from wfray.data.batch import LABEL, NO_TARGET, label_spans
-from wfray.data.build import PackOptions, pack_unit, units_wanted
+from wfray.data.build import pack_unit, units_wanted
 from wfray.data.chat_encoding import ChatEncoder
 from wfray.data.cleaning import Cleaner
 from wfray.data.conversations import Conversation, Turn, conversation_of
 from wfray.data.encoding import DocumentEncoder, Encoder, TokenizerFacts
+from wfray.data.options import PackOptions
 from wfray.data.shards import CorpusIndex, PackedCorpus, SourceIndex, SplitIndex, write_index
 from wfray.data.sources import plan_units, read_unit
 from wfray.data.stream import MixedStream, heldout
