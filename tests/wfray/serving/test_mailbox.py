@@ -20,8 +20,8 @@ def test_pieces_within_the_interval_are_one() -> None:
     async def run() -> tuple[list[tuple[str, int]], float]:
         mailbox = Mailbox(interval=0.3)
         mailbox.put(piece("a"))
-        read = [await mailbox.get()]
         started = time.monotonic()
+        read = [await mailbox.get()]
         mailbox.put(piece("b"))
         mailbox.put(piece("c"))
         read.append(await mailbox.get())
