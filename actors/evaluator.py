@@ -10,7 +10,7 @@ import torch
 from transformers import PreTrainedModel
 
 from wfray.config.evaluate import EvaluateConfig, LabelledSource, Subject
-from wfray.data.shards import PackedCorpus
+from wfray.data.corpus import PackedCorpus
 from wfray.data.stream import heldout
 from wfray.data.tokenizer import load_directory_tokenizer, tokenizer_sha256
 from wfray.evals import Accuracy, Continuation, Score, total

@@ -20,7 +20,7 @@ from ray.train.torch import TorchConfig, TorchTrainer
 
 from actors.placement import gpus_for, resources_of
 from wfray.config.train import TrainConfig
-from wfray.data.shards import PackedCorpus
+from wfray.data.corpus import PackedCorpus
 from wfray.runs.files import remove, write_aside
 
 MISTAKE = "mistake.txt"

@@ -10,7 +10,7 @@ from actors.student_metrics import with_metrics
 from actors.teacher_client import TeacherClient
 from wfray.config.diffuse import DiffuseConfig
 from wfray.config.train import AttentionRelations, TrainConfig
-from wfray.data.shards import PackedCorpus
+from wfray.data.corpus import PackedCorpus
 from wfray.data.stream import MixedStream
 from wfray.diffusion.student import DiffusionStudent
 from wfray.objectives import StageLoss, num_related

@@ -20,7 +20,7 @@ import numpy as np
 from pydantic import BaseModel
 
 from wfray.data.batch import PackedBatch, make_batch
-from wfray.data.shards import PackedCorpus
+from wfray.data.corpus import PackedCorpus
 from wfray.data.stream import Cursor, MixedStream
 from wfray.runs import write_aside
 from wfray.train import Feed, StepPlan

@@ -23,7 +23,7 @@ from transformers import PreTrainedModel
 from benchmarks import bodies
 from benchmarks.harness import interleave, medians, report
 from wfray.data.batch import CONTEXT
-from wfray.data.shards import PackedCorpus
+from wfray.data.corpus import PackedCorpus
 from wfray.diffusion.answers import Counts, Decoding
 from wfray.diffusion.decode import generate
 from wfray.diffusion.likelihood import Scorer

@@ -23,7 +23,7 @@ from benchmarks import bodies
 from benchmarks.harness import interleave, medians, report
 from benchmarks.inputs import packed_corpus
 from wfray.config.convert import Subln
-from wfray.data.shards import PackedCorpus
+from wfray.data.corpus import PackedCorpus
 from wfray.data.stream import MixedStream
 from wfray.diffusion.attention import Attending, grouped_attention, use_block_attention
 from wfray.diffusion.batch import block_row

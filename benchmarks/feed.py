@@ -18,7 +18,7 @@ from benchmarks.inputs import ROOT, make_student, quickstart_corpus
 from wfray.config.data import PackConfig
 from wfray.config.train import TrainConfig
 from wfray.data.batch import make_batch
-from wfray.data.shards import PackedCorpus
+from wfray.data.corpus import PackedCorpus
 from wfray.data.stream import MixedStream
 from wfray.runs import read_metrics
 from wfray.train import Feed, StepPlan

@@ -24,7 +24,7 @@ from wfray.config.data import PackConfig
 from wfray.config.mixing import InfluenceMixing
 from wfray.config.model import Architecture, RandomModel
 from wfray.config.train import TrainConfig
-from wfray.data.shards import PackedCorpus
+from wfray.data.corpus import PackedCorpus
 from wfray.data.stream import heldout
 from wfray.evals.perplexity import score_batch
 from wfray.runs import read_metrics

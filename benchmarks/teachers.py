@@ -19,7 +19,7 @@ from benchmarks.inputs import CACHE, ROOT, make_student, quickstart_corpus
 from wfray.config.teacher import TeacherConfig
 from wfray.config.train import Objective, TeacherUse
 from wfray.data.batch import PackedBatch
-from wfray.data.shards import PackedCorpus
+from wfray.data.corpus import PackedCorpus
 from wfray.data.stream import MixedStream
 from wfray.objectives import StageLoss, Totals, num_related
 from wfray.quant import hold_codes, release_codes

@@ -14,9 +14,9 @@ from cluster.local import LocalCluster
 from jobs.pack import figures_of, shortages
 from wfray.config.cleaning import NearDuplicates
 from wfray.config.data import Decontamination, PackConfig, Source
+from wfray.data.corpus import PackedCorpus
 from wfray.data.encoding import TokenizerFacts
 from wfray.data.packages import package_directory
-from wfray.data.shards import PackedCorpus
 from wfray.data.stream import MixedStream, heldout
 from wfray.data.tokenizer import save_tokenizer
 from wfray.runs import sha256_of

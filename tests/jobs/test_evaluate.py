@@ -24,8 +24,9 @@ from wfray.config.convert import Subln
 from wfray.config.evaluate import EvaluateConfig
 from wfray.config.model import Architecture, PackageGGUF, RandomModel
 from wfray.config.serve import ServeConfig
+from wfray.data.corpus import PackedCorpus
 from wfray.data.packing import pack
-from wfray.data.shards import CorpusIndex, PackedCorpus, SourceIndex, SplitIndex, write_index, write_shard
+from wfray.data.shards import CorpusIndex, SourceIndex, SplitIndex, write_index, write_shard
 from wfray.data.stream import heldout
 from wfray.data.tokenizer import document_end_id, load_tokenizer, tokenizer_sha256
 from wfray.evals import HarnessScores, Scores

@@ -22,7 +22,8 @@ from numpy.typing import NDArray
 from pydantic import BaseModel, ConfigDict
 
 from wfray.data.batch import PackedBatch, make_batch
-from wfray.data.shards import PackedCorpus, Split
+from wfray.data.corpus import PackedCorpus
+from wfray.data.shards import Split
 
 
 class SourcePosition(BaseModel):

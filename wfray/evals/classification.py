@@ -13,7 +13,7 @@ from torch import Tensor
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from wfray.data.batch import PackedBatch, label_spans, make_batch
-from wfray.data.shards import PackedCorpus
+from wfray.data.corpus import PackedCorpus
 from wfray.evals.scores import Accuracy
 from wfray.student import hidden_states, lm_head_weight
 from wfray.train.feed import as_tensors

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import numpy as np
 
-from wfray.data.shards import PackedCorpus
+from wfray.data.corpus import PackedCorpus
 
 MIN_TOKENS = 16
 

@@ -21,7 +21,7 @@ from torch import Tensor, nn
 from wfray.config.mixing import Curriculum, InfluenceMixing
 from wfray.config.train import TrainConfig
 from wfray.data.batch import NO_TARGET, PackedBatch
-from wfray.data.shards import PackedCorpus
+from wfray.data.corpus import PackedCorpus
 from wfray.data.stream import MixedStream, heldout, joined, normalise
 from wfray.objectives.linear_losses import linear_losses
 from wfray.student.forward import hidden_states, lm_head_weight

@@ -13,7 +13,7 @@ from transformers import PreTrainedModel
 
 from wfray.config.optimizer import StopOnHeldoutLoss, StopOnTrainingLoss
 from wfray.data.batch import PackedBatch
-from wfray.data.shards import PackedCorpus
+from wfray.data.corpus import PackedCorpus
 from wfray.data.stream import heldout
 from wfray.objectives.linear_losses import linear_losses
 from wfray.student.forward import Forward, lm_head_weight, run_body

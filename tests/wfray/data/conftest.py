@@ -8,9 +8,10 @@ import pytest
 from transformers import PreTrainedTokenizerFast
 
 from wfray.config.model import Architecture, PackageGGUF
+from wfray.data.corpus import PackedCorpus
 from wfray.data.encoding import Encoder
 from wfray.data.packing import pack
-from wfray.data.shards import CorpusIndex, PackedCorpus, SourceIndex, SplitIndex, write_index, write_shard
+from wfray.data.shards import CorpusIndex, SourceIndex, SplitIndex, write_index, write_shard
 from wfray.data.tokenizer import document_end_id, load_tokenizer
 
 SEQUENCE_LENGTH = 16

@@ -27,9 +27,10 @@ from wfray.data.build import (
 )
 from wfray.data.chat_encoding import ChatEncoder
 from wfray.data.cleaning import Cleaner
+from wfray.data.corpus import map_arrays
 from wfray.data.encoding import DocumentEncoder, Encoded, Encoder, TokenizerFacts
 from wfray.data.options import PackOptions
-from wfray.data.shards import ShardRecord, map_arrays
+from wfray.data.shards import ShardRecord
 from wfray.data.sources import Document, Unit, plan_units, read_unit, shuffled
 from wfray.runs import sha256_of
 

@@ -15,9 +15,10 @@ from wfray.data.build import pack_unit, units_wanted
 from wfray.data.chat_encoding import ChatEncoder
 from wfray.data.cleaning import Cleaner
 from wfray.data.conversations import Conversation, Turn, conversation_of
+from wfray.data.corpus import PackedCorpus
 from wfray.data.encoding import DocumentEncoder, Encoder, TokenizerFacts
 from wfray.data.options import PackOptions
-from wfray.data.shards import CorpusIndex, PackedCorpus, SourceIndex, SplitIndex, write_index
+from wfray.data.shards import CorpusIndex, SourceIndex, SplitIndex, write_index
 from wfray.data.sources import plan_units, read_unit
 from wfray.data.stream import MixedStream, heldout
 

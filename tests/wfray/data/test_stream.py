@@ -8,7 +8,7 @@ import pytest
 
 from tests.wfray.data.conftest import SEQUENCE_LENGTH, write_corpus
 from wfray.data.batch import PackedBatch
-from wfray.data.shards import PackedCorpus
+from wfray.data.corpus import PackedCorpus
 from wfray.data.stream import Cursor, MixedStream, heldout
 
 

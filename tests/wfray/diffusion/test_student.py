@@ -13,7 +13,7 @@ from tests.wfray.student.conftest import SHAPE
 from tests.wfray.train.conftest import Killed
 from wfray.config.convert import Subln
 from wfray.config.diffuse import DiffuseConfig
-from wfray.data.shards import PackedCorpus
+from wfray.data.corpus import PackedCorpus
 from wfray.data.stream import MixedStream
 from wfray.data.tokenizer import tokenizer_sha256
 from wfray.diffusion.student import FILE, DiffusionStudent, load_diffuser, read_method

@@ -13,7 +13,7 @@ from tests.wfray.data.conftest import SEQUENCE_LENGTH, write_corpus
 from tests.wfray.student.conftest import packed, tiny_model
 from wfray.config.convert import Subln
 from wfray.config.train import TrainConfig
-from wfray.data.shards import PackedCorpus
+from wfray.data.corpus import PackedCorpus
 from wfray.data.stream import MixedStream
 from wfray.objectives import StageLoss, num_related
 from wfray.quant.precision import dtype_of

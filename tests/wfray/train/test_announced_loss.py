@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 
 from tests.wfray.train.conftest import Attempt, Killed, config
-from wfray.data.shards import PackedCorpus
+from wfray.data.corpus import PackedCorpus
 
 
 def test_a_checkpoint_is_written_at_the_step_of_the_notice_once(corpus: PackedCorpus, tmp_path: Path) -> None:

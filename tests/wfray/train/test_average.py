@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 
 from tests.wfray.train.conftest import Attempt, Killed, config
-from wfray.data.shards import PackedCorpus
+from wfray.data.corpus import PackedCorpus
 
 
 def weights_of(attempt: Attempt) -> list[Tensor]:

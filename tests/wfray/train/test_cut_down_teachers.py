@@ -9,7 +9,7 @@ import torch
 
 from tests.wfray.train.conftest import STEP, Attempt, LocalAnswer, LocalTeacher, config
 from wfray.config.train import TrainConfig
-from wfray.data.shards import PackedCorpus
+from wfray.data.corpus import PackedCorpus
 from wfray.objectives.linear_losses import linear_losses
 from wfray.objectives.soft_targets import TeacherHead
 from wfray.student.forward import hidden_states

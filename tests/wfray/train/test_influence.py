@@ -14,7 +14,7 @@ from tests.wfray.train.workers import run_workers
 from wfray.config.convert import Subln
 from wfray.config.mixing import InfluenceMixing
 from wfray.data.batch import PackedBatch
-from wfray.data.shards import PackedCorpus
+from wfray.data.corpus import PackedCorpus
 from wfray.data.stream import MixedStream, heldout
 from wfray.student import convert, hidden_states
 from wfray.train import Collective, Replica

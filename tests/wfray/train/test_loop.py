@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from tests.wfray.train.conftest import STEP, Attempt, Killed, config, count_related
-from wfray.data.shards import PackedCorpus
+from wfray.data.corpus import PackedCorpus
 from wfray.data.stream import MixedStream
 from wfray.objectives import Totals
 from wfray.train import Feed, StepPlan

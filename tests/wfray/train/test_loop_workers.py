@@ -9,7 +9,7 @@ from torch import Tensor
 
 from tests.wfray.train.conftest import STEP, Attempt, Killed, config
 from tests.wfray.train.workers import run_workers
-from wfray.data.shards import PackedCorpus
+from wfray.data.corpus import PackedCorpus
 
 EVERYTHING: dict[str, Any] = {
     "optimizer": {"kind": "muon_clip", "learning_rate": 1e-3, "tau": 2.0, "scope": "head"},

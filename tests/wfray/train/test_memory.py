@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from tests.wfray.train.conftest import config
-from wfray.data.shards import PackedCorpus
+from wfray.data.corpus import PackedCorpus
 from wfray.train.memory import explain_out_of_memory
 
 ROOT = Path(__file__).parents[3]
@@ -18,7 +18,7 @@ import resource, sys
 from pathlib import Path
 from tests.wfray.data.conftest import SEQUENCE_LENGTH
 from tests.wfray.train.conftest import Attempt, config
-from wfray.data.shards import PackedCorpus
+from wfray.data.corpus import PackedCorpus
 
 def attempt(rows):
     tokens = rows * SEQUENCE_LENGTH

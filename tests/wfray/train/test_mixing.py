@@ -9,7 +9,7 @@ import pytest
 from tests.wfray.train.conftest import STEP, Attempt, Killed, config
 from wfray.config.mixing import InfluenceMixing, OnlineMixing
 from wfray.config.train import TrainConfig
-from wfray.data.shards import PackedCorpus
+from wfray.data.corpus import PackedCorpus
 from wfray.data.stream import MixedStream, Mixture
 from wfray.train import Feed, StepPlan
 from wfray.train.mixing import follow_bandit, follow_influence

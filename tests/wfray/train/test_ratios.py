@@ -7,7 +7,7 @@ import torch
 
 from tests.wfray.train.conftest import Attempt, LocalTeacher, config
 from wfray.config.train import TrainConfig
-from wfray.data.shards import PackedCorpus
+from wfray.data.corpus import PackedCorpus
 
 WEIGHTS = {"cross_entropy": 0.5, "logits_kl": 2.0, "alignment": 4.0, "attention_relations": 100.0}
 

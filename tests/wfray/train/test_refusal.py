@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from tests.wfray.train.conftest import STEP, Attempt, Killed, config
-from wfray.data.shards import PackedCorpus
+from wfray.data.corpus import PackedCorpus
 from wfray.objectives import StageLoss
 
 SETTINGS: dict[str, Any] = {

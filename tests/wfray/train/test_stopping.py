@@ -8,7 +8,7 @@ import torch
 
 from tests.wfray.train.conftest import STEP, Attempt, config
 from wfray.config.optimizer import StopOnTrainingLoss
-from wfray.data.shards import PackedCorpus
+from wfray.data.corpus import PackedCorpus
 from wfray.data.stream import heldout
 from wfray.evals import total
 from wfray.evals.perplexity import score_batch
