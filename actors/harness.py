@@ -22,7 +22,7 @@ from wfray.evals.harness import RESULTS, compared, run_tasks, save, summary
 from wfray.evals.harness_scores import HarnessScores
 from wfray.evals.models import open_lm
 from wfray.evals.slices import Kind, Request, divide
-from wfray.runs import remove
+from wfray.runs import remove, remove_partials
 
 Report = Callable[[float, str], None]
 MAX_RESTARTS = 3
@@ -122,7 +122,10 @@ def run_harness(config: EvaluateConfig, inputs: dict[str, Path], directory: Path
     for number, subject in enumerate(config.subjects):
         folder, begun = directory / subject.name, number * share
         if (folder / RESULTS).exists():
+            # An attempt that was killed in between may have left them.
+            remove(folder / "answers")
             continue
+        remove_partials(folder)
         fleet.open(subject.name, inputs.get(subject.name))
         say = subject_report(report, subject.name, begun, share)
         lm = DividedLM(fleet, folder / "answers", harness.slice_requests, say)

@@ -74,6 +74,7 @@ def train_student(config: TrainConfig, directory: Path, student: Path, corpus: P
     remove(directory / "ray")
     if mistake.exists():
         raise ValueError(mistake.read_text(encoding="utf-8"))
+    remove(directory / "checkpoints")
 
 
 def train_worker(task: dict[str, Any]) -> None:

@@ -19,7 +19,7 @@ from wfray.quant import lambda_at
 from wfray.quant.determinism import use_deterministic_algorithms
 from wfray.quant.precision import dtype_of
 from wfray.runs import read_metrics
-from wfray.runs.files import remove, write_aside, write_json
+from wfray.runs.files import write_aside, write_json
 from wfray.student.compiled import compile_layers
 from wfray.student.kind import CausalStudent, StudentKind
 from wfray.student.original import architecture_of
@@ -44,7 +44,7 @@ def run_worker(
         announced_losses: counts the machines that will be taken back; see `Trainer`.
     """
     if (directory / "student").exists():
-        # An earlier attempt trained and saved it, whole; what comes after is the job's.
+        # An earlier attempt trained and saved it, whole; what comes after is not the workers'.
         return
     set_determinism(config)
     collective = Collective()
@@ -86,7 +86,6 @@ def run_worker(
         model.config.wrinklefree["quantization_lambda"] = lambda_at(config.quantization, tokens)
         with write_aside(directory / "student") as aside:
             kind.save(model, aside, student, tokens)
-        remove(directory / "checkpoints")
     collective.barrier()
 
 

@@ -4,9 +4,10 @@
     URL/index.json              path -> sha256 of one moment, written last
 
 A push takes minutes, and training replaces its checkpoint meanwhile. So it first holds the moment: a hard link to every file, made in
-milliseconds, keeps what is then deleted; the few that grow in place are copied. Where a file goes while links are made, all are made
-again. Manifests are held before anything else: what they call complete is among the files that follow. The index names only contents
-that are there already, so a push that dies in the middle leaves the moment before. Contents that no index names go last.
+milliseconds, keeps what is then deleted; the few that grow in place are copied. Manifests are held before anything else is listed, so
+that what they call complete is among the files that follow; where one changes or a file goes meanwhile, all is held again. The index
+names only contents that are there already, so a push that dies in the middle leaves the moment before. Contents that no index names go
+last.
 """
 
 import json
@@ -14,6 +15,7 @@ import os
 import shutil
 import threading
 import time
+from contextlib import suppress
 from pathlib import Path
 
 import fsspec
@@ -26,8 +28,7 @@ HELD = ".mirror"
 """Where the moment that is sent is held, within the directory: hard links do not lead to another file system."""
 SKIPPED = (".partial", "/ray/", "/wandb/", f"/{HELD}/")
 """Half-written files, Ray's own bookkeeping, W&B's, ours."""
-GROWING = (".jsonl", ".log")
-"""Appended to in place; all other files are renamed into their place and stay as they are."""
+MANIFEST, METRICS = "manifest.json", "metrics.jsonl"
 HOLD_ATTEMPTS = 20
 
 
@@ -58,13 +59,18 @@ class Mirror:
         """Make `held` a copy of the directory as it stands, of hard links."""
         for _ in range(HOLD_ATTEMPTS):
             remove(held)
-            try:
-                for name in self.local():
-                    hold_file(self.directory / name, held / name)
-                return
-            except FileNotFoundError as error:
-                gone = error
-        raise gone
+            with suppress(FileNotFoundError):
+                manifests = self.manifests()
+                self.hold_files(manifests, held)
+                self.hold_files(self.others(), held)
+                if self.manifests() == manifests and all(os.path.samefile(self.directory / name, held / name) for name in manifests):
+                    return
+        raise OSError(f"files below {self.directory} came and went faster than they could be held, {HOLD_ATTEMPTS} times")
+
+    def hold_files(self, names: list[str], held: Path) -> None:
+        """Hold some files of the directory."""
+        for name in names:
+            hold_file(self.directory / name, held / name)
 
     def send(self, held: Path) -> int:
         """Send what is held: contents, then the index; a file that changed meanwhile stays there as it was before."""
@@ -72,17 +78,29 @@ class Mirror:
         index = {str(path.relative_to(held)): self.hash_of(path) for path in sorted(held.rglob("*")) if path.is_file()}
         self.files.makedirs(f"{self.root}/objects", exist_ok=True)
         there = self.objects()
-        new = {digest: name for name, digest in index.items() if digest not in there}
-        for digest, name in new.items():
-            self.files.put_file(str(held / name), f"{self.root}/objects/{digest}")
-            if self.hash_of(held / name) != digest:
-                print(f"{name} is written in place and was not mirrored: such files end in {' or '.join(GROWING)}", flush=True)
-                del index[name]
-                index |= {name: before[name]} if name in before else {}
+        new: dict[str, list[str]] = {}
+        for name, digest in index.items():
+            if digest not in there:
+                new.setdefault(digest, []).append(name)
+        for digest, names in new.items():
+            if not any(self.send_content(held / name, digest) for name in names):
+                print(f"{', '.join(names)}: written in place, not mirrored; write aside and rename, or end the name in .log", flush=True)
+                for name in names:
+                    del index[name]
+                index |= {name: before[name] for name in names if name in before}
         self.files.pipe_file(f"{self.root}/index.json", json.dumps(index).encode())
         for digest in there - set(index.values()):
             self.files.rm_file(f"{self.root}/objects/{digest}")
         return len(new)
+
+    def send_content(self, path: Path, digest: str) -> bool:
+        """Send a held file; False, and nothing is there, where it is another by now."""
+        place = f"{self.root}/objects/{digest}"
+        self.files.put_file(str(path), place)
+        if self.hash_of(path) == digest:
+            return True
+        self.files.rm_file(place)
+        return False
 
     def pull(self) -> int:
         """Fetch every file of the last push that is not here; their number."""
@@ -97,12 +115,19 @@ class Mirror:
                     raise ValueError(f"{self.root}/objects/{digest} is damaged: {name} cannot be restored from it")
         return len(missing)
 
-    def local(self) -> list[str]:
-        """What is here: manifests, then a walk."""
-        manifests = [path.relative_to(self.directory).as_posix() for path in self.directory.rglob("manifest.json")]
-        walked = [Path(top, name) for top, _, names in os.walk(self.directory) for name in names]
-        rest = {path.relative_to(self.directory).as_posix() for path in walked if not path.is_symlink()} - set(manifests)
-        return [name for name in [*manifests, *sorted(rest)] if not any(part in f"/{name}" for part in SKIPPED)]
+    def manifests(self) -> list[str]:
+        """The stages' manifests."""
+        return [name for name in self.walk() if name.endswith(f"/{MANIFEST}")]
+
+    def others(self) -> list[str]:
+        """All other files."""
+        return [name for name in self.walk() if not name.endswith(f"/{MANIFEST}")]
+
+    def walk(self) -> list[str]:
+        """The files that are here, relative, without links and what is skipped."""
+        paths = (Path(top, name) for top, _, names in os.walk(self.directory) for name in names)
+        found = (path.relative_to(self.directory).as_posix() for path in paths if not path.is_symlink())
+        return sorted(name for name in found if not any(part in f"/{name}" for part in SKIPPED))
 
     def hash_of(self, path: Path) -> str:
         """SHA-256 of a held file, remembered while its name, size and time of change stay."""
@@ -125,9 +150,9 @@ class Mirror:
 
 
 def hold_file(path: Path, place: Path) -> None:
-    """A hard link to a file, or a copy of one that grows."""
+    """A hard link to a file, or a copy of one that is appended to; all others are renamed into their place and stay as they are."""
     place.parent.mkdir(parents=True, exist_ok=True)
-    if path.suffix in GROWING:
+    if path.name == METRICS or path.suffix == ".log":
         shutil.copy2(path, place)
     else:
         os.link(path, place)

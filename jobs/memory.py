@@ -2,11 +2,13 @@
 
 A sample is the sum of proportional set sizes (PSS): memory that several processes map, like Ray's object store or a library,
 counts once in all, not once a process. The kernel walks the page tables for it, about 10 ms for each resident GB and 1 ms a
-process, so it is asked only where the plain sum of resident sizes, which is cheap and counts shared memory once a process,
-comes near its highest. Peaks shorter than the interval of two seconds may be missed.
+process. So it is asked only where there can be a new peak, which is where the plain sum of resident sizes, cheap and never less, is above
+the last one; and after an answer that took a while not again for twenty times as long. Peaks shorter than that, or than the interval
+of two seconds, may be missed.
 """
 
 import threading
+import time
 from collections.abc import Callable
 from contextlib import suppress
 from types import TracebackType
@@ -15,7 +17,8 @@ from typing import Self
 import psutil
 
 INTERVAL_SECONDS = 2.0
-NEAR_HIGHEST = 0.9
+PAUSE = 20
+"""How many times as long as an answer took none is asked for."""
 
 
 class ResidentMemory:
@@ -42,13 +45,13 @@ class ResidentMemory:
         self._thread.join()
 
     def _watch(self) -> None:
-        highest = 0
+        next_answer = 0.0
         while True:
             processes = tree(self._roots)
-            mapped = total(processes, lambda process: process.memory_info().rss)
-            if mapped >= NEAR_HIGHEST * highest:
+            mapped, began = total(processes, lambda process: process.memory_info().rss), time.monotonic()
+            if mapped > self.peak_bytes and began >= next_answer:
                 self.peak_bytes = max(self.peak_bytes, total(processes, proportional_bytes))
-            highest = max(highest, mapped)
+                next_answer = time.monotonic() + PAUSE * (time.monotonic() - began)
             if self._stop.wait(self._interval):
                 return
 

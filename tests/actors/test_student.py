@@ -98,7 +98,7 @@ def test_a_worker_killed_in_mid_run_costs_less_than_an_interval_and_no_bit(input
         killing = pool.submit(kill_a_worker, tmp_path / "killed")
         train_student(config(), tmp_path / "killed", *inputs)
     assert killing.result() < NUM_STEPS
-    assert losses(tmp_path / "killed") == whole
+    assert losses(tmp_path / "killed") == whole and not (tmp_path / "killed" / "checkpoints").exists()
     wanted, found = (load_student(tmp_path / name / "student").state_dict() for name in ("whole", "killed"))
     assert all(tensor.equal(found[name]) for name, tensor in wanted.items())
 

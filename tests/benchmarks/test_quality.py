@@ -7,6 +7,7 @@ from typing import Any
 import numpy as np
 import pytest
 
+from benchmarks.quality.inputs import prepare
 from benchmarks.quality.language import LanguageStudy, at_seconds
 from benchmarks.quality.study import ARMS, Study
 from benchmarks.quality.table import by_item, results, table
@@ -62,6 +63,16 @@ def test_an_arm_whose_term_the_configuration_lacks_is_refused(tmp_path: Path) ->
         study.pipeline(ROOT, tmp_path)
 
 
+def test_a_run_is_of_one_model_and_task(tmp_path: Path) -> None:
+    study = Study.load(ROOT / "benchmarks/quality/sentiment.yaml")
+    (tmp_path / "model").mkdir()
+    (tmp_path / "train.jsonl").touch()
+    prepare(study, tmp_path)
+    prepare(study.model_copy(update={"seeds": [7]}), tmp_path)
+    with pytest.raises(ValueError, match="holds the model and text of another study: name another `run`, or delete it"):
+        prepare(study.model_copy(update={"num_layers": 6}), tmp_path)
+
+
 def write_stage(run: Path, name: str, figures: dict[str, Any], seconds: float = 10.0) -> Path:
     directory = run / name
     directory.mkdir(parents=True)
@@ -91,6 +102,17 @@ def test_the_table_pairs_every_arm_with_the_teacher_over_all_seeds_in_the_run(tm
     assert student.to_teacher is not None and student.to_teacher.difference == pytest.approx(-0.18)
     assert student.to_teacher_by_seed == pytest.approx([-0.2, -0.16])
     assert "BitNet-SFT" in table([teacher, student]) and "-18.0" in table([teacher, student]) and "-20.0 -16.0" in table([teacher, student])
+
+
+def test_seeds_of_different_recipes_are_not_averaged(tmp_path: Path) -> None:
+    truth = [0, 1] * 50
+    for seed in (0, 1):
+        write_seed(tmp_path, seed, {"fp_sft": truth}, truth)
+        path = tmp_path / f"fp_sft-{seed}" / "manifest.json"
+        config = {"stage": f"fp_sft-{seed}", "train": {"seed": seed, "tokens": 4096 * (seed + 1)}}
+        path.write_text(json.dumps({**json.loads(path.read_text()), "config": config}))
+    with pytest.raises(ValueError, match="fp_sft-0 and fp_sft-1 were trained with different settings"):
+        results(tmp_path)
 
 
 def test_seeds_that_answer_alike_make_no_interval_narrower(tmp_path: Path) -> None:

@@ -1,6 +1,7 @@
 """The mirror of runs: whole moments, whatever dies; nothing sent twice; nothing written outside."""
 
 import json
+import os
 from pathlib import Path
 
 import pytest
@@ -112,9 +113,47 @@ def test_a_file_written_in_place_stays_as_it_was_and_is_named(
     with monkeypatch.context() as patch:
         patch.setattr(mirror.files, "put_file", send_while_it_is_written)
         mirror.push()
-    assert "a/notes.txt is written in place" in capsys.readouterr().out
+    assert "a/notes.txt: written in place, not mirrored" in capsys.readouterr().out
     Mirror(tmp_path / "new", f"file://{tmp_path}/bucket/runs").pull()
     assert read(tmp_path / "new") == RUN | {"a/notes.txt": "before"}
+
+
+def test_a_file_that_is_written_in_place_harms_none_of_the_same_content(
+    mirror: Mirror, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As the locks of all stages are empty, and so is at first what a shell writes to."""
+    write(tmp_path / "runs", {"a/0.txt": "", "a/lock": ""})
+    send = mirror.files.put_file
+
+    def send_while_it_is_written(source: str, place: str) -> None:
+        if source.endswith("0.txt"):
+            (tmp_path / "runs/a/0.txt").write_text("more")
+        send(source, place)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(mirror.files, "put_file", send_while_it_is_written)
+        mirror.push()
+    Mirror(tmp_path / "new", f"file://{tmp_path}/bucket/runs").pull()
+    assert read(tmp_path / "new") == RUN | {"a/0.txt": "", "a/lock": ""}
+
+
+def test_a_stage_that_completes_while_the_moment_is_held_is_whole(mirror: Mirror, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    stage = tmp_path / "runs/b/pretrain"
+    write(stage, {"manifest.json": "running", "config.yaml": "x"})
+    walk, done = os.walk, []
+
+    def complete_after_the_walk(top: Path):  # type: ignore[no-untyped-def]
+        yield from walk(top)
+        if not done and (tmp_path / "runs/.mirror/b/pretrain/manifest.json").exists():
+            done.append(True)
+            write(stage, {"student/weights": "trained", "new.json": "complete"})
+            (stage / "new.json").rename(stage / "manifest.json")
+
+    monkeypatch.setattr("cluster.storage.os.walk", complete_after_the_walk)
+    mirror.push()
+    Mirror(tmp_path / "new", f"file://{tmp_path}/bucket/runs").pull()
+    restored = read(tmp_path / "new/b/pretrain")
+    assert done and restored == {"manifest.json": "complete", "config.yaml": "x", "student/weights": "trained"}
 
 
 def test_any_error_of_storage_is_said_and_survived(

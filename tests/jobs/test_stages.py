@@ -25,3 +25,4 @@ def test_what_reads_a_file_of_a_stage_is_done_again_with_it(tmp_path: Path, monk
     monkeypatch.setattr("jobs.stages.is_done", lambda config: config.stage != "export")
     assert pending_stages(planned(tmp_path, "export/model.gguf")) == {"export", "evaluate"}
     assert pending_stages(planned(tmp_path, "elsewhere/model.gguf")) == {"export"}
+    assert pending_stages(planned(tmp_path, ".")) == {"export"}

@@ -1,5 +1,6 @@
 """Configuration of the evaluation: how well models predict held-out text, answer labelled examples and do lm-eval's tasks."""
 
+from pathlib import Path
 from typing import Annotated, Literal, Self
 
 from pydantic import Field, NonNegativeFloat, NonNegativeInt, PositiveInt, model_validator
@@ -41,7 +42,7 @@ class DiffusionSubject(Named):
 
 
 class HubSubject(Named):
-    """A checkpoint on the Hugging Face Hub, or a directory in its format. For lm-eval only."""
+    """A checkpoint on the Hugging Face Hub, or the absolute path of a directory in its format. For lm-eval only."""
 
     kind: Literal["hub"]
     id: str
@@ -150,7 +151,8 @@ class EvaluateConfig(StageConfig):
             for s in self.subjects
             if isinstance(s, Subject | DiffusionSubject | GGUFSubject)
         }
-        return {**corpus, **files, **self.task_folders}
+        local = {s.name: s.id for s in self.subjects if isinstance(s, HubSubject) and Path(s.id).is_absolute()}
+        return {**corpus, **files, **local, **self.task_folders}
 
     @property
     def task_folders(self) -> dict[str, str]:

@@ -66,25 +66,32 @@ def list_files(source: Source, cache: Path) -> list[SourceFile]:
     place = find_place(source, cache)
     excluded = [*INSTALLED, *source.exclude] if isinstance(source, StandardLibrary) else getattr(source, "exclude", [])
     found = place.filesystem.glob(f"{glob.escape(place.root)}/{pattern_of(source)}", detail=True)
+    names = {path.removeprefix(place.root).lstrip("/"): path for path in found}
+    kept = {name: path for name, path in names.items() if not any(fnmatch(name, pattern) for pattern in excluded)}
+    infos = {name: followed(source, place.filesystem, path, found[path]) for name, path in kept.items()}
     files = [
-        SourceFile(name=path.removeprefix(place.root).lstrip("/"), num_bytes=info["size"] or 0, state=state_of(info))
-        for path, info in followed(place.filesystem, found).items()
-        if info["type"] == "file"
+        SourceFile(name=name, num_bytes=info["size"] or 0, state=state_of(info)) for name, info in infos.items() if info["type"] == "file"
     ]
-    kept = [file for file in files if not any(fnmatch(file.name, pattern) for pattern in excluded)]
-    if not kept:
+    if not files:
         raise ValueError(f"source {source.name}: no file matches in {place.root!r}; correct path, glob or exclude")
-    return sorted(kept, key=lambda file: file.name)
+    return sorted(files, key=lambda file: file.name)
 
 
-def followed(filesystem: AbstractFileSystem, found: dict[str, dict[str, Any]]) -> dict[str, dict[str, Any]]:
-    """What a listing holds, with the targets of links in their place: a snapshot of the Hub is a folder of links."""
-    return {path: filesystem.info(path) if info.get("islink") else info for path, info in found.items()}
+def followed(source: Source, filesystem: AbstractFileSystem, path: str, info: dict[str, Any]) -> dict[str, Any]:
+    """What a listing says of a file; of a link, what it leads to: a snapshot of the Hub is a folder of links."""
+    if not info.get("islink"):
+        return info
+    try:
+        return dict(filesystem.info(path))
+    except FileNotFoundError:
+        raise ValueError(f"source {source.name}: the link {path!r} leads nowhere; delete it, or name it in exclude") from None
 
 
 def state_of(info: dict[str, object]) -> str:
-    """A hash of a file's properties."""
-    return hashlib.sha256(repr(sorted((key, str(value)) for key, value in info.items())).encode()).hexdigest()[:16]
+    """A hash of a file's properties but for those that change with the links to it."""
+    changing = {"nlink", "created"} if "nlink" in info else set()
+    stated = sorted((key, str(value)) for key, value in info.items() if key not in changing)
+    return hashlib.sha256(repr(stated).encode()).hexdigest()[:16]
 
 
 def find_place(source: Source, cache: Path) -> Place:

@@ -73,14 +73,20 @@ class GGUFLM(TemplateLM):
         return list(self.model.tokenize(string.encode(), add_bos=add_special_tokens is not False, special=True))
 
     def apply_chat_template(self, chat_history: list[dict[str, str]], add_generation_prompt: bool = True) -> str:
-        """A conversation in the file's own template.
+        """A conversation in the file's own template; its last turn stays open where no new one is to begin, as lm-eval does it.
 
         Raises:
             ValueError: the file has none.
         """
         if self.chat is None:
             raise ValueError("this GGUF file has no chat template: set harness.chat_template=false")
-        return str(self.chat(messages=chat_history).prompt)  # type: ignore[arg-type]
+        self.chat.add_generation_prompt = add_generation_prompt
+        text = str(self.chat(messages=chat_history).prompt)  # type: ignore[arg-type]
+        if add_generation_prompt:
+            return text
+        last = chat_history[-1]["content"]
+        said = last if last in text else last.strip()
+        return text[: text.rindex(said) + len(said)]
 
     def _loglikelihood_tokens(self, requests: list[Tokens], **unused: Any) -> list[tuple[float, bool]]:
         answers: list[tuple[float, bool]] = [(0.0, False)] * len(requests)

@@ -129,10 +129,10 @@ def is_mean(score: TaskScore | None, items: Items) -> bool:
 def item_scores(file: Path) -> dict[str, Items]:
     """By label of each metric with one number an item."""
     scores: dict[str, Items] = {}
-    samples = [json.loads(line) for line in file.read_text(encoding="utf-8").splitlines()]
-    for sample in samples:
-        for metric in sample["metrics"]:
-            if isinstance(sample[metric], int | float):
-                label = label_of(metric, sample["filter"])
-                scores.setdefault(label, {})[(sample["doc_id"], sample["doc_hash"])] = float(sample[metric])
+    with file.open(encoding="utf-8") as lines:
+        for sample in map(json.loads, lines):
+            for metric in sample["metrics"]:
+                if isinstance(sample[metric], int | float):
+                    label = label_of(metric, sample["filter"])
+                    scores.setdefault(label, {})[(sample["doc_id"], sample["doc_hash"])] = float(sample[metric])
     return scores

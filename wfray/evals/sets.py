@@ -71,7 +71,8 @@ def place(source: ReleaseFiles, path: str) -> Path:
 
 def read_lines(path: Path) -> list[Row]:
     """The objects of a JSON-lines file."""
-    return [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines() if line.strip()]
+    with path.open(encoding="utf-8") as lines:
+        return [json.loads(line) for line in lines if line.strip()]
 
 
 def benchkit(name: str) -> list[Row]:

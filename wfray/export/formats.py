@@ -32,7 +32,7 @@ def open_engine(student: Path, target: Path, wanted: Format, context: int, threa
 
     An I2_S file is read back and stored anew in a type of stock llama.cpp, which computes the same graph.
     """
-    with TemporaryDirectory(dir=target.parent, prefix=".proof-") as directory:
+    with TemporaryDirectory(dir=target.parent, prefix=".proof.partial-") as directory:
         match wanted:
             case HuggingFace():
                 engine: Engine = open_directory(target, wanted)

@@ -62,7 +62,8 @@ def measure_parity(student: Path, engine: Engine, sequences: list[list[int]], th
     trained, reference = load_student(student), Reference(load_student(student), engine)
     hold_codes(trained)
     rows = torch.cat([compare(trained, reference, engine, batch) for batch in batches(sequences)])
-    mean, largest = rows.nanmean(0).tolist(), rows.nan_to_num().amax(0).tolist()
+    # What the file computes may be no number, and then nothing but the missing next tokens may be passed over.
+    mean, largest = [*rows[:, :4].mean(0).tolist(), *rows[:, 4:].nanmean(0).tolist()], rows[:, :4].amax(0).tolist()
     return MeasuredParity(
         num_sequences=len(sequences),
         num_tokens=len(rows),

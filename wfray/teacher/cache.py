@@ -13,6 +13,7 @@ A hit renews an entry's time on local disks; object stores have no such time, th
 import hashlib
 import os
 import threading
+import time
 import uuid
 from collections.abc import Iterator
 
@@ -27,6 +28,8 @@ from wfray.teacher.signals import SignalRequest
 
 SUFFIX = ".signal"
 KEEP_AFTER_EVICTION, LIST_AGAIN_AFTER = 0.9, 0.05
+ABANDONED_SECONDS = 600.0
+"""A file aside that is older was left by a replica that was killed."""
 """Of the limit."""
 
 
@@ -135,6 +138,8 @@ class SignalStore:
         for path, info in self.filesystem.find(self.root, detail=True).items():
             if path.endswith(SUFFIX):
                 yield seconds_of(info), info["size"], path
+            elif f"{SUFFIX}." in path and seconds_of(info) < time.time() - ABANDONED_SECONDS:
+                self._delete(path)
 
     def _evict(self) -> None:
         entries = sorted(self._entries())

@@ -22,6 +22,8 @@ class Fingerprint(BaseModel):
     hidden_size: int
     num_layers: int
     max_length: int
+    engine_arguments: list[str] = []
+    """Of a server's command line: they may change what it computes."""
 
     @property
     def digest(self) -> str:

@@ -63,6 +63,7 @@ class ServerEngine(ABC):
             hidden_size=config.hidden_size,
             num_layers=config.num_hidden_layers,
             max_length=config.max_position_embeddings,
+            engine_arguments=arguments,
         )
         weights = Weights(directory)
         self.head_VC = weights[next(name for name in HEADS if name in weights)].to(DTYPES[dtype])

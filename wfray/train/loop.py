@@ -4,8 +4,8 @@
         refuse the step if loss or gradient is not finite, else clip, step, QK-clip, average
         measure for early stopping, log, checkpoint
 
-Master weights, gradients and optimizer states are float32; products run in bfloat16 under autocast. Gradients are sums over the
-global batch's tokens divided by its number of targets, so cutting it into micro-batches or over workers changes the order of
+Master weights, gradients and optimizer states are float32; products run in bfloat16 under autocast. Gradients are sums over tokens
+divided by the number of such tokens in the global batch, so cutting it into micro-batches or over workers changes the order of
 summation only. For equal configuration, seed and number of threads the losses repeat to the bit, also across a restart.
 """
 

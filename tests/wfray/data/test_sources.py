@@ -5,6 +5,7 @@ import gzip
 import hashlib
 import json
 import lzma
+import os
 from collections import Counter
 from pathlib import Path
 from typing import Any
@@ -22,6 +23,7 @@ from wfray.config.data import Source
 from wfray.data.cleaning import Cleaner
 from wfray.data.conversations import Conversation
 from wfray.data.packages import package_directory
+from wfray.data.places import list_files
 from wfray.data.removed import Removed
 from wfray.data.sources import Document, plan_units, read_unit, shuffled
 
@@ -73,7 +75,15 @@ def test_links_are_the_files_that_they_lead_to(tmp_path: Path) -> None:
     (folder / "linked.txt").symlink_to(tmp_path / "store" / "1234")
     (folder / "own.txt").write_text("own", encoding="utf-8")
     (folder / "folder.txt").symlink_to(tmp_path / "store")
-    assert sorted(read(make("text_files", path=str(folder)))) == ["linked", "own"]
+    source = make("text_files", path=str(folder))
+    assert sorted(read(source)) == ["linked", "own"]
+    before = list_files(source, NO_CACHE)
+    os.link(folder / "own.txt", tmp_path / "another name")
+    assert list_files(source, NO_CACHE) == before, "as when the mirror of runs holds it"
+    (folder / "lost.txt").symlink_to(tmp_path / "nowhere")
+    with pytest.raises(ValueError, match="the link '.*lost.txt' leads nowhere; delete it, or name it in exclude"):
+        read(source)
+    assert sorted(read(make("text_files", path=str(folder), exclude=["lost*"]))) == ["linked", "own"]
 
 
 def test_json_lines(tmp_path: Path) -> None:

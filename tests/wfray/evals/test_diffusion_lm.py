@@ -58,7 +58,9 @@ def test_whole_tasks_give_the_same_divided_or_not(lm: DiffusionLM, place: Path, 
 def test_a_text_is_scored_window_by_window(lm: DiffusionLM) -> None:
     [found] = lm.loglikelihood_rolling([Instance("loglikelihood_rolling", {}, (TEXTS[0],), 0)])
     windows = lm.windows(TEXTS[0])
-    assert found == pytest.approx(sum(lm.likelihood(*window).nats for window in windows)) and math.isfinite(found) and found < 0
+    scores = [lm.likelihood(*window) for window in windows]
+    assert found == pytest.approx(sum(score.nats for score in scores)) and math.isfinite(found) and found < 0
+    assert lm.standard_errors[-1] == pytest.approx(sum(score.standard_error**2 for score in scores) ** 0.5)
 
 
 def test_an_evaluation_opens_it_by_its_kind(student: Path) -> None:

@@ -22,7 +22,7 @@ from wfray.config.model import RandomModel
 from wfray.data.tokenizer import load_tokenizer
 from wfray.evals.divided import Answer, DividedLM
 from wfray.evals.gguf_lm import GGUFLM
-from wfray.evals.harness import TASKS, compared, run_tasks, save, summary, task_manager
+from wfray.evals.harness import TASKS, compared, item_scores, run_tasks, save, summary, task_manager
 from wfray.evals.harness_scores import HarnessScores
 from wfray.evals.models import StudentLM
 from wfray.evals.slices import Kind, Request, divide
@@ -187,6 +187,14 @@ def test_what_was_answered_before_a_kill_is_not_asked_again(lms: dict[str, Any],
     assert resumed["results"] == whole["results"]
 
 
+def test_a_prompt_whose_last_turn_stays_open_is_the_same_for_a_file_as_for_its_checkpoint(lms: dict[str, Any]) -> None:
+    said = [{"role": "user", "content": "Is it so?"}, {"role": "assistant", "content": "The best answer is"}]
+    for add_generation_prompt, turns in ((True, said[:1]), (False, said)):
+        prompts = [lms[name].apply_chat_template(turns, add_generation_prompt=add_generation_prompt) for name in ("original", "gguf")]
+        assert prompts[0] == prompts[1]
+    assert prompts[0].endswith("The best answer is")
+
+
 def test_every_output_is_kept_and_two_subjects_are_compared(lms: dict[str, Any], place: Path, tmp_path: Path) -> None:
     for name in ("original", "student"):
         save(divided(lms[name], place, tmp_path / f"{name}-kept"), {"model": name}, tmp_path / name)
@@ -225,6 +233,12 @@ def test_filters_of_one_metric_stay_apart_in_table_figures_and_comparison(tmp_pa
     assert scores.figures()["a"]["sums"] == {"exact_match, strict-match": 0.75, "exact_match, flexible-extract": 1.0}
     rows = [line.split("  ") for line in scores.table().splitlines()]
     assert [row[-1].strip() for row in rows if row[0] == "sums, exact_match, strict-match"] == ["0"]
+
+
+def test_answers_with_unusual_ends_of_lines_are_read_back(tmp_path: Path) -> None:
+    sample = {"doc_id": 0, "doc_hash": "0", "filter": "none", "metrics": ["acc"], "acc": 1.0, "resps": "a\u2028b\u2029c\x85d"}
+    save({"results": {}, "config": {}, "samples": {"sums": [sample]}}, {}, tmp_path)
+    assert item_scores(tmp_path / "samples_sums.jsonl") == {"acc": {(0, "0"): 1.0}}
 
 
 def test_only_means_of_items_are_compared_and_only_of_the_same_items(tmp_path: Path) -> None:

@@ -16,6 +16,7 @@ from tests.wfray.export.conftest import VOCABULARY
 from wfray.config.export import Format, Parity
 from wfray.export.formats import open_engine, write_format
 from wfray.export.llama_cpp import logits_of, open_model
+from wfray.export.llama_cpp_run import LlamaCppRun
 from wfray.export.original import write_original
 from wfray.export.parity import MeasuredParity, measure_parity
 from wfray.export.widen import widen
@@ -141,6 +142,22 @@ MISTAKES = {
     "permuted": ("quantize_weight", permuted),
     "no_sub_norms": ("read", no_sub_norms),
 }
+
+
+def test_logits_that_are_no_numbers_miss_the_bounds_wherever_they_are(small, tmp_path, sequences, monkeypatch):
+    """At one position of each sequence: its top-1 bound alone would let that pass."""
+    run = LlamaCppRun.run
+
+    def spoiled(engine, sequence):
+        seen = run(engine, sequence)
+        seen.logits_TV[len(sequence) // 2] = math.nan
+        return seen
+
+    monkeypatch.setattr(LlamaCppRun, "run", spoiled)
+    parity = export(small[1], tmp_path, sequences, wanted(linear_type="Q4_0"))
+    assert math.isnan(parity.mean_kl) and math.isfinite(parity.perplexity_training)
+    with pytest.raises(ValueError, match="does not compute what was trained"):
+        parity.check(BOUNDS, "model.gguf")
 
 
 @pytest.mark.parametrize("mistake", MISTAKES)

@@ -172,6 +172,19 @@ def test_an_evaluation_without_training_and_export_is_shown(writer: Any) -> None
     assert "78.78" in page.text and "run jobs.export" in page.text
 
 
+@pytest.mark.parametrize("refused", [[0], [-1], range(40)], ids=["first", "last", "all"])
+def test_steps_that_were_refused_have_no_loss_and_are_counted(writer: Any, refused: Any) -> None:
+    writer.everything()
+    path = writer.run / "align" / "metrics.jsonl"
+    rows = [json.loads(line) for line in path.read_text().splitlines()]
+    for place in refused:
+        for name in ("loss", "cross_entropy", "alignment", "gradient_norm"):
+            del rows[place][name]
+        rows[place]["refused"] = "loss nan"
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    assert f"({len(list(refused))} refused)" in page_of(writer.run).text
+
+
 def test_a_failed_and_an_interrupted_stage_are_said_first(writer: Any) -> None:
     writer.pack()
     writer.convert()

@@ -1,6 +1,7 @@
 """The cache of signals: what is found again, what is not, damage, eviction, several processes' views of one directory."""
 
 import os
+import time
 from pathlib import Path
 
 import fsspec
@@ -87,6 +88,18 @@ def test_an_interrupted_write_is_no_entry(
     with pytest.raises(KeyboardInterrupt):
         store(tmp_path).write(batch, REQUEST, engine.signals(batch, REQUEST))
     assert store(tmp_path).read(batch, REQUEST) == [None, None]
+
+
+def test_what_a_killed_replica_was_writing_is_removed(tmp_path: Path, engine: TransformersEngine, batch: Batch) -> None:
+    kept = store(tmp_path, max_gb=1.0)
+    kept.write(batch, REQUEST, engine.signals(batch, REQUEST))
+    whole = files(tmp_path)
+    for name, age in (("old", 3600), ("new", 0)):
+        left = whole[0].with_name(f"{whole[0].name}.{name}")
+        left.write_bytes(b"half")
+        os.utime(left, (time.time() - age,) * 2)
+    store(tmp_path, max_gb=1.0)._evict()
+    assert [path for path in files(tmp_path) if path not in whole] == [whole[0].with_name(f"{whole[0].name}.new")]
 
 
 def test_the_limit_holds_and_the_least_recently_used_go_first(tmp_path: Path, engine: TransformersEngine, batch: Batch) -> None:
