@@ -95,8 +95,10 @@ class DiffusionLM(TemplateLM):
 
     def apply_chat_template(self, chat_history: list[dict[str, str]], add_generation_prompt: bool = True) -> str:
         """A conversation in the student's own template; its last turn stays open where no new one is to begin, as lm-eval does it."""
-        options = {"add_generation_prompt": add_generation_prompt, "continue_final_message": not add_generation_prompt}
-        return str(self.hf_tokenizer.apply_chat_template(chat_history, tokenize=False, **options))
+        text = self.hf_tokenizer.apply_chat_template(
+            chat_history, tokenize=False, add_generation_prompt=add_generation_prompt, continue_final_message=not add_generation_prompt
+        )
+        return str(text)
 
     def _loglikelihood_tokens(self, requests: list[Tokens], **unused: Any) -> list[tuple[float, bool]]:
         scores = [self.likelihood(context, continuation) for _, context, continuation in requests]
