@@ -39,3 +39,9 @@ def test_every_file_is_valid_and_names_each_parent(path: Path) -> None:
 def test_mistakes_are_named(change: dict[str, Any], message: str) -> None:
     with pytest.raises(ValueError, match=message):
         EvaluateConfig.parse({**TREE, **change}, origin="a test")
+
+
+def test_a_directory_in_the_hubs_format_is_an_input_and_a_name_on_the_hub_is_none() -> None:
+    subjects = [{"name": name, "kind": "hub", "id": id} for name, id in (("local", "/models/mine"), ("hub", "org/model"))]
+    config = EvaluateConfig.parse({"run": "r", "corpus": None, "subjects": subjects, "harness": {"preset": "smoke"}}, "test")
+    assert config.parents == {"local": "/models/mine"}
