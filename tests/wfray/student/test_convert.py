@@ -60,4 +60,4 @@ def test_calibration_without_a_corpus_is_refused_when_the_configuration_is_read(
     with pytest.raises(ValueError, match="needs a calibration corpus; give `corpus`, or set subln.init=ones"):
         ConvertConfig.parse(tree, origin="a test")
     without = ConvertConfig.parse({**tree, "subln": {"init": "ones"}}, origin="a test")
-    assert without.parents == {}
+    assert without.parents == {"model": "somewhere"}, "a local model is an input, whose change is noticed"
