@@ -17,7 +17,8 @@ from actors.placement import gpus_for, resources_of
 from wfray.config.evaluate import AnySubject, DiffusionSubject, EvaluateConfig, Subject
 from wfray.data.packages import fetch
 from wfray.evals import sets
-from wfray.evals.divided import Answer, DividedLM
+from wfray.evals.diffusion_lm import DiffusionLM
+from wfray.evals.divided import Answer, DividedLM, with_errors
 from wfray.evals.harness import RESULTS, compared, run_tasks, save, summary
 from wfray.evals.harness_scores import HarnessScores
 from wfray.evals.models import open_lm
@@ -46,10 +47,13 @@ class Answerer:
         return divide(self.lm, kind, requests, size)
 
     def answer(self, name: str, path: Path | None, kind: Kind, requests: Sequence[Request]) -> list[Answer]:
-        """Answers to requests, in their order."""
+        """Answers to requests, in their order, as `DividedLM` keeps them."""
         self._open(name, path)
         instances = [Instance(kind, {}, tuple(request), number) for number, request in enumerate(requests)]
-        return list(getattr(self.lm, kind)(instances))
+        answers = list(getattr(self.lm, kind)(instances))
+        if isinstance(self.lm, DiffusionLM) and kind != "generate_until":
+            return with_errors(answers, self.lm.standard_errors[-len(answers) :])
+        return answers
 
     def _open(self, name: str, path: Path | None) -> None:
         """Load the subject in place of the last one, unless it is there."""
@@ -79,10 +83,6 @@ class Fleet:
     def ask(self, name: str, *arguments: Any) -> Any:
         """See `Workers`."""
         return wait(self.actors[0].ask.remote(*self.subject, name, *arguments))
-
-    def ask_all(self, name: str) -> list[Any]:
-        """The same of every actor."""
-        return [wait(actor.ask.remote(*self.subject, name)) for actor in self.actors]
 
     def divide(self, kind: Kind, requests: Sequence[Request], size: int) -> list[list[int]]:
         """See `Workers`."""
@@ -130,7 +130,7 @@ def run_harness(config: EvaluateConfig, inputs: dict[str, Path], directory: Path
         say = subject_report(report, subject.name, begun, share)
         lm = DividedLM(fleet, folder / "answers", harness.slice_requests, say)
         results = run_tasks(lm, harness)
-        save(results, description(subject) | monte_carlo(subject, fleet), folder)
+        save(results, description(subject) | monte_carlo(subject, lm.standard_errors), folder)
         remove(folder / "answers")
     subjects = [summary(subject.name, subject.kind, directory / subject.name) for subject in config.subjects]
     return HarnessScores(subjects=subjects, comparisons=compared(harness.compare, directory))
@@ -145,11 +145,10 @@ def subject_report(report: Report, name: str, begun: float, share: float) -> Rep
     return say
 
 
-def monte_carlo(subject: AnySubject, fleet: Fleet) -> dict[str, Any]:
-    """How exact a diffusion student's log-likelihoods are, of those that this attempt computed."""
+def monte_carlo(subject: AnySubject, errors: list[float]) -> dict[str, Any]:
+    """How exact a diffusion student's log-likelihoods are."""
     if not isinstance(subject, DiffusionSubject):
         return {}
-    errors = [error for each in fleet.ask_all("standard_errors") for error in each]
     return {"monte_carlo": {"log_likelihoods": len(errors), "mean_standard_error_nats": fmean(errors) if errors else None}}
 
 

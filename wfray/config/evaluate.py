@@ -31,7 +31,7 @@ class DiffusionSubject(Named):
     kind: Literal["diffusion"]
     reference: str
     """Stage of this run, or a directory, that holds `student/`."""
-    samples: PositiveInt = 32
+    samples: int = Field(32, ge=2)
     """Masks of each block of a continuation."""
     seed: NonNegativeInt = 0
     """Of the masks."""

@@ -58,7 +58,7 @@ class Parity(Config):
     """
 
     sequences: PositiveInt = 64
-    """Taken from all sources in turn."""
+    """Taken from all sources in turn; a corpus that holds fewer is refused."""
     max_tokens: PositiveInt = 128
     """Longer sequences are cut here."""
     min_top1: float = Field(default=0.99, ge=0, le=1)

@@ -28,6 +28,8 @@ class ServedModel(Config):
     """Answers that are made at once; each has memory for `context` tokens."""
     threads: PositiveInt = 2
     """CPU threads."""
+    trust_remote_code: bool = False
+    """Whether the engine transformers may run the code in the directory: exports of families other than Llama's hold their own."""
     python: str | None = None
     """The Python interpreter of the environment that holds vllm or sglang."""
     binaries: str | None = None
@@ -41,6 +43,8 @@ class ServedModel(Config):
             raise ValueError("python=... is the interpreter of the environment of vllm or sglang: these need it, other engines take none")
         if (self.binaries is not None) != (self.engine == "bitnet_cpp"):
             raise ValueError("binaries=... is the folder with bitnet.cpp's llama-server: bitnet_cpp needs it, other engines take none")
+        if self.trust_remote_code and self.engine != "transformers":
+            raise ValueError("trust_remote_code belongs to the engine transformers: remove it, or give vllm and sglang engine_arguments")
         if self.engine_arguments and self.engine not in SERVERS:
             raise ValueError(f"engine_arguments belong to the engines {', '.join(SERVERS)}: remove them")
         return self
@@ -75,7 +79,8 @@ class ServeConfig(StageConfig):
     deadline_seconds: PositiveFloat = 600.0
     """From a request's arrival to the end of its answer; later ones are ended with an error."""
     flush_seconds: NonNegativeFloat = 0.05
-    """Pieces of a stream that come within this time are sent as one. The first and the last are never held."""
+    """Pieces of a stream that come within this time, times the answers under way, but within 0.25 s at most, are sent as one: a stream is
+    smooth where it is alone, and many together cost no more. The first and the last piece are never held."""
     stall_seconds: PositiveFloat = 300.0
     """An engine that owes a word for so long is killed and started again."""
     drain_seconds: PositiveFloat = 120.0

@@ -10,6 +10,9 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+COLDEST = 1e-6
+"""A lower temperature is 0: float32 could not tell them apart."""
+
 
 @dataclass(frozen=True)
 class Sampling:
@@ -31,10 +34,11 @@ class Sampling:
 def choose(logits_NV: Tensor, sampling: Sampling, generator: torch.Generator) -> tuple[Tensor, Tensor]:
     """A token for each position and its confidence, [N] each, on the CPU."""
     probabilities_NV = logits_NV.float().softmax(dim=-1)
-    if sampling.temperature == 0:
+    if sampling.temperature < COLDEST:
         confidence_N, token_N = probabilities_NV.max(dim=-1)
         return token_N.cpu(), confidence_N.cpu()
-    tempered_NV = nucleus((logits_NV.float() / sampling.temperature).softmax(dim=-1), sampling.top_p)
+    from_largest_NV = logits_NV.float() - logits_NV.float().amax(dim=-1, keepdim=True)
+    tempered_NV = nucleus((from_largest_NV / sampling.temperature).softmax(dim=-1), sampling.top_p)
     token_N = torch.multinomial(tempered_NV.cpu(), 1, generator=generator)[:, 0]
     return token_N, probabilities_NV.cpu().gather(1, token_N[:, None])[:, 0]
 

@@ -68,7 +68,7 @@ def draw_masks(num_tokens: int, num_samples: int, generator: np.random.Generator
 def estimate(masks: Masks, log_p_NM: NDArray[np.float64]) -> tuple[float, float]:
     """The estimate of log p and its standard error, from each masked token's log-probability under its set."""
     terms_N = masks.weights_N * np.where(masks.sets_NM, log_p_NM, 0.0).sum(axis=1)
-    if masks.is_exact or len(terms_N) < 2:
+    if masks.is_exact:
         return float(terms_N.sum()), 0.0
     return float(terms_N.sum()), float(len(terms_N) ** 0.5 * terms_N.std(ddof=1))
 
@@ -85,6 +85,11 @@ class Scorer:
     precision: torch.dtype = torch.float32
     """Of the products."""
 
+    def __post_init__(self) -> None:
+        """Raises: ValueError: one sample has no standard error."""
+        if self.num_samples < 2:
+            raise ValueError(f"samples {self.num_samples} must be at least 2: the spread of one says nothing of its error")
+
     @torch.inference_mode()
     def score(self, context: list[int], continuation: list[int]) -> Likelihood:
         """The likelihood of `continuation` after `context`; the same whatever else is scored.
@@ -96,6 +101,8 @@ class Scorer:
             raise ValueError("the context is empty: block diffusion needs a token before the first that it predicts")
         generator, tokens = np.random.default_rng(self.seed), context + continuation
         nats, variance, is_greedy = 0.0, 0.0, True
+        if not continuation:
+            return Likelihood(0.0, 0.0, is_greedy=True)
         for start in range(len(context) // self.block_size * self.block_size, len(tokens), self.block_size):
             scored = np.arange(max(start, len(context)), min(start + self.block_size, len(tokens)))
             if scored[0] == start:

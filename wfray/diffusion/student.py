@@ -61,6 +61,8 @@ class Diffuser:
     model: PreTrainedModel
     tokenizer: PreTrainedTokenizerFast
     method: Method
+    stop_ids: frozenset[int]
+    """Tokens that end an answer: the tokenizer's, and those of `generation_config.json`."""
 
 
 def load_diffuser(directory: Path, dtype: torch.dtype = torch.float32) -> Diffuser:
@@ -82,13 +84,27 @@ def load_diffuser(directory: Path, dtype: torch.dtype = torch.float32) -> Diffus
             f"the embedding in {str(directory)!r} has no row for the mask token {method.mask_token_id}: run jobs.diffuse again"
         )
     use_block_attention(model)
-    return Diffuser(model, tokenizer, method)
+    return Diffuser(model, tokenizer, method, stop_ids(directory, tokenizer))
 
 
-def prepare_for_inference(model: PreTrainedModel, precision: torch.dtype) -> None:
-    """Quantize once and turn everything else into `precision`, in place; the codes are those of the float32 weights."""
+def stop_ids(directory: Path, tokenizer: PreTrainedTokenizerFast) -> frozenset[int]:
+    """See `Diffuser.stop_ids`."""
+    file = directory / "generation_config.json"
+    found = json.loads(file.read_text(encoding="utf-8")).get("eos_token_id") if file.is_file() else None
+    ends = found if isinstance(found, list) else [found]
+    return frozenset(end for end in (*ends, tokenizer.eos_token_id) if isinstance(end, int))
+
+
+def prepare_for_inference(model: PreTrainedModel, precision: torch.dtype, device: str = "cpu") -> None:
+    """Move to `device`, quantize once and turn all other weights into `precision`, in place; the codes are those of the float32 weights.
+
+    Buffers stay as they are: rotary frequencies in bfloat16 are off by a radian after some hundred positions.
+    """
+    torch.nn.Module.to(model, device)
+    # Codes are made where the weights are, and do not move with them.
     hold_codes(model)
-    torch.nn.Module.to(model, dtype=precision)
+    for parameter in model.parameters():
+        parameter.data = parameter.data.to(precision)
 
 
 def read_method(directory: Path) -> Method:
@@ -183,4 +199,4 @@ class DiffusionStudent:
     def save(self, model: PreTrainedModel, directory: Path, source: Path, tokens: int) -> None:
         """See `StudentKind`."""
         method = self.method.model_copy(update={"trained_tokens": self.method.trained_tokens + tokens})
-        save_diffuser(Diffuser(model, self.tokenizer, method), directory, source)
+        save_diffuser(Diffuser(model, self.tokenizer, method, stop_ids(source, self.tokenizer)), directory, source)

@@ -22,6 +22,7 @@ from wfray.diffusion.answers import Decoding
 from wfray.diffusion.decode import BlockDecoder
 from wfray.diffusion.likelihood import Likelihood, Scorer
 from wfray.diffusion.student import chosen_block_size, load_diffuser
+from wfray.evals.lengths import room_for_prompt
 from wfray.quant import hold_codes
 
 Tokens = tuple[Any, list[int], list[int]]
@@ -57,11 +58,11 @@ class DiffusionLM(TemplateLM):
             batch_size: requests are answered one by one, whatever it is.
 
         Raises:
-            ValueError: the directory holds no block-diffusion student.
+            ValueError: the directory holds no block-diffusion student, or there are fewer than two samples.
         """
         super().__init__()
         diffuser = load_diffuser(Path(pretrained))
-        self.model, self.hf_tokenizer, self.method = diffuser.model, diffuser.tokenizer, diffuser.method
+        self.model, self.hf_tokenizer, self.method, self.stop_ids = diffuser.model, diffuser.tokenizer, diffuser.method, diffuser.stop_ids
         torch.nn.Module.to(self.model, device if device and torch.cuda.is_available() else default_device())
         hold_codes(self.model)
         self.precision = torch.bfloat16 if dtype == "bfloat16" else torch.float32
@@ -143,10 +144,8 @@ class DiffusionLM(TemplateLM):
             int(kwargs["max_gen_toks"]),
             sampling=Sampling(temperature, float(kwargs.get("top_p", 1.0)), self.seed),
         )
-        prompt = (self.tok_encode(context) or [self.prefix_token_id])[-(self.max_length - decoding.max_tokens) :]
-        decoder = BlockDecoder(
-            self.model, self.method.mask_token_id, frozenset({self.eot_token_id}), decoding, 1, len(prompt) + decoding.max_tokens
-        )
+        prompt = (self.tok_encode(context) or [self.prefix_token_id])[-room_for_prompt(self.max_length, decoding.max_tokens) :]
+        decoder = BlockDecoder(self.model, self.method.mask_token_id, self.stop_ids, decoding, 1, len(prompt) + decoding.max_tokens)
         written: list[int] = []
         text = ""
         with torch.autocast(self.model.device.type, dtype=self.precision, enabled=self.precision == torch.bfloat16):

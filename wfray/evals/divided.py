@@ -16,7 +16,7 @@ from lm_eval.api.model import LM
 from wfray.evals.slices import Kind, Request
 from wfray.runs import write_aside
 
-Answer = float | str | tuple[float, bool]
+Answer = float | str | tuple[float | bool, ...]
 
 
 class Workers(Protocol):
@@ -46,6 +46,8 @@ class DividedLM(LM):
         """
         super().__init__()
         self.workers, self.kept, self.slice_requests, self.report = workers, kept, slice_requests, report
+        self.standard_errors: list[float] = []
+        """Of all log-likelihoods so far that are estimates."""
 
     @property
     def tokenizer_name(self) -> str:
@@ -85,9 +87,22 @@ class DividedLM(LM):
             self.report((len(files) - len(missing) + done) / len(files), kind)
         found: list[Answer] = [0.0] * len(requests)
         for numbers, file in zip(slices, files, strict=True):
-            for number, answer in zip(numbers, json.loads(file.read_text(encoding="utf-8")), strict=True):
-                found[number] = (answer[0], answer[1]) if kind == "loglikelihood" else answer
+            for number, kept in zip(numbers, json.loads(file.read_text(encoding="utf-8")), strict=True):
+                found[number], errors = apart(kind, kept)
+                self.standard_errors += errors
         return found
+
+
+def with_errors(answers: Sequence[Any], standard_errors: Sequence[float]) -> list[Answer]:
+    """Log-likelihoods as they are kept where they are estimates: each with its standard error at its end."""
+    return [(*(answer if isinstance(answer, tuple) else (answer,)), error) for answer, error in zip(answers, standard_errors, strict=True)]
+
+
+def apart(kind: Kind, kept: Any) -> tuple[Answer, list[float]]:
+    """A kept answer as lm-eval wants it, and its standard error where it has one."""
+    if kind == "loglikelihood":
+        return (kept[0], kept[1]), kept[2:]
+    return (kept[0], kept[1:]) if isinstance(kept, list) else (kept, [])
 
 
 def digest(kind: Kind, requests: Sequence[Request]) -> str:

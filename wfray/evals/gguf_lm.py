@@ -15,6 +15,7 @@ from lm_eval.models.utils import handle_stop_sequences, normalize_gen_kwargs, po
 from lm_eval.utils import get_rolling_token_windows, make_disjoint_window
 from numpy.typing import NDArray
 
+from wfray.evals.lengths import room_for_prompt
 from wfray.export.llama_cpp import open_model
 
 Tokens = tuple[Any, list[int], list[int]]
@@ -129,7 +130,7 @@ class GGUFLM(TemplateLM):
         kwargs = normalize_gen_kwargs(settings, MAX_NEW_TOKENS)
         until = handle_stop_sequences(kwargs.pop("until", None), eos=self.text_of(self.eot_token_id))
         budget = int(kwargs["max_gen_toks"])
-        prompt = self.tok_encode(context)[-(self.max_length - budget) :]
+        prompt = self.tok_encode(context)[-room_for_prompt(self.max_length, budget) :]
         self.read = None
         self.model.reset()
         written: list[int] = []

@@ -16,6 +16,7 @@ ALIGNMENT = 32
 SCALARS = {0: "B", 1: "b", 2: "H", 3: "h", 4: "I", 5: "i", 6: "f", 7: "?", 10: "Q", 11: "q", 12: "d"}
 """Of each type of metadata, the format of `struct`."""
 STRING, ARRAY = 8, 9
+MAX_STRING_BYTES = 1 << 28
 
 
 @dataclass(frozen=True)
@@ -38,7 +39,7 @@ def metadata(path: Path) -> dict[str, Any]:
     """The metadata of a file by name: numbers, strings, and lists of them.
 
     Raises:
-        ValueError: it is no GGUF file of version 3.
+        ValueError: it is no GGUF file of version 3, or a damaged one.
     """
     with path.open("rb") as file:
         return read_metadata(file, path)[0]
@@ -70,14 +71,22 @@ def read_info(file: BinaryIO) -> tuple[str, tuple[int, ...], int, int]:
     return name, tuple(reversed(sizes)), int(read_number(file, "I")), int(read_number(file, "Q"))
 
 
+def read_exactly(file: BinaryIO, num_bytes: int) -> bytes:
+    """The next bytes; a length that no header has is one of a damaged file."""
+    data = file.read(num_bytes) if num_bytes <= MAX_STRING_BYTES else b""
+    if len(data) < num_bytes:
+        raise ValueError(f"{file.name!r} is cut off or damaged: copy or export it again")
+    return data
+
+
 def read_number(file: BinaryIO, kind: str) -> Any:
     """The next number, in a format of `struct`: I is of 4 bytes, Q of 8."""
-    return struct.unpack(f"<{kind}", file.read(struct.calcsize(kind)))[0]
+    return struct.unpack(f"<{kind}", read_exactly(file, struct.calcsize(kind)))[0]
 
 
 def read_string(file: BinaryIO) -> str:
     """The next string."""
-    return file.read(read_number(file, "Q")).decode(errors="replace")
+    return read_exactly(file, read_number(file, "Q")).decode(errors="replace")
 
 
 def read_value(file: BinaryIO, kind: int) -> Any:
@@ -87,4 +96,6 @@ def read_value(file: BinaryIO, kind: int) -> Any:
     if kind == ARRAY:
         element, length = read_number(file, "I"), read_number(file, "Q")
         return [read_value(file, element) for _ in range(length)]
+    if kind not in SCALARS:
+        raise ValueError(f"{file.name!r} is damaged: its metadata has a value of type {kind}, which there is not")
     return read_number(file, SCALARS[kind])

@@ -12,7 +12,7 @@ MIN_TOKENS = 16
 
 
 def heldout_sequences(corpus: Path, num: int, max_tokens: int) -> list[list[int]]:
-    """The token ids of `num` documents, or of as many as the held-out splits hold.
+    """The token ids of `num` documents.
 
     Args:
         corpus: a corpus directory.
@@ -20,14 +20,17 @@ def heldout_sequences(corpus: Path, num: int, max_tokens: int) -> list[list[int]
         max_tokens: longer documents are cut.
 
     Raises:
-        ValueError: it is no packed corpus, or no source has a held-out document of at least 16 tokens.
+        ValueError: it is no packed corpus, or its held-out splits have fewer documents of at least 16 tokens.
     """
     packed = PackedCorpus(corpus)
     documents = [documents_of(packed, source, max_tokens) for source in packed.source_names]
     in_turn = (document for turn in itertools.zip_longest(*documents) for document in turn if document is not None)
     sequences = list(itertools.islice(in_turn, num))
-    if not sequences:
-        raise ValueError(f"{str(corpus)!r} holds no held-out document of {MIN_TOKENS} tokens or more; pack a larger held-out split")
+    if len(sequences) < num:
+        raise ValueError(
+            f"{str(corpus)!r} holds {len(sequences)} held-out documents of {MIN_TOKENS} tokens or more, and parity.sequences wants {num}: "
+            "pack more heldout_rows, or set parity.sequences"
+        )
     return sequences
 
 

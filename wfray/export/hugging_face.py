@@ -11,7 +11,8 @@ Llama-shaped students are of its own class `bitnet` (`attn_sub_norm` and `ffn_su
 Every other student is the family's own class with our layers in it. The code is in the directory (`code/modeling_wrinklefree.py`): it
 loads with `trust_remote_code=True` and not otherwise, since the type `wrinklefree` is none of transformers' own.
 
-Everything but the projections is float32, so that a directory computes what was trained; load it in another dtype to trade that for speed.
+Everything but the projections is float32, so that a directory computes what was trained. Directories with our code may be loaded in another
+dtype to trade that for speed; those of the class `bitnet` may not, since transformers would convert a part of them.
 
 Latent is the student itself, `student/` in the directory, which training stages read.
 """

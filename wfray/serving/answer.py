@@ -82,7 +82,8 @@ class Answer:
         ended = is_end(token)
         last = ended or len(self.tokens) == self.budget
         text = self.text.add(b"" if ended else self.token_bytes(token), final=last)
-        if self.request.num_logprobs is not None and not ended:
+        # Whoever scores prompts takes the last score for that of the one generated token, also where it ends the answer.
+        if self.request.num_logprobs is not None and (not ended or self.request.echo):
             self.scores.append(self.score(token, logits_V))
         if ended or self.text.stopped:
             return self.piece(text, "stop")

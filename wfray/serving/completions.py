@@ -58,7 +58,8 @@ class Completion:
         with self.gate.room(len(self.requests)):
             answers = await gathered([self.gate.whole(request) for request in self.requests])
         joined = [reduce(join, pieces) for pieces in answers]  # type: ignore[arg-type]
-        choices = [self.shape.choice(index, piece) for index, piece in enumerate(joined)]
+        is_scored = self.requests[0].num_logprobs is not None
+        choices = [self.shape.choice(index, piece, is_scored) for index, piece in enumerate(joined)]
         return JSONResponse({**self.head, "object": self.shape.object, "choices": choices, "usage": self.usage([p.counts for p in joined])})
 
     async def pieces(self) -> NumberedPieces:

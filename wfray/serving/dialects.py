@@ -38,10 +38,13 @@ async def check(response: aiohttp.ClientResponse) -> None:
 
 
 async def events(response: aiohttp.ClientResponse) -> AsyncGenerator[Json, None]:
-    """The JSON bodies of server-sent events, up to `[DONE]` or the end."""
+    """The JSON bodies of server-sent events, up to `[DONE]` or the end; raises `EngineLost` for one that says that the answer failed."""
     async for line in response.content:
         data = line.decode().strip().removeprefix("data: ")
         if data == "[DONE]":
             return
         if data.startswith("{"):
-            yield json.loads(data)
+            event = json.loads(data)
+            if "error" in event:
+                raise EngineLost(f"the server broke an answer off: {str(event['error'])[:300]}")
+            yield event

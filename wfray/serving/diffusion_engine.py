@@ -52,23 +52,15 @@ class DiffusionEngine:
         trained = diffuser.model.config.max_position_embeddings
         if context > trained:
             raise ValueError(f"context {context} of {str(file)!r} exceeds the {trained} positions that the model was trained for")
-        prepare_for_inference(diffuser.model, dtype_of("auto"))
-        torch.nn.Module.to(diffuser.model, "cuda" if torch.cuda.is_available() else "cpu")
+        prepare_for_inference(diffuser.model, dtype_of("auto"), "cuda" if torch.cuda.is_available() else "cpu")
         self.tokenizer, method = diffuser.tokenizer, diffuser.method
         self.context, self.slots = context, slots
         self.token_bytes = all_token_bytes(self.tokenizer, diffuser.model.config.vocab_size)
         decoding = Decoding(method.block_size, method.sub_block_size, method.threshold, dual_cache=True)
-        ends = frozenset({self.end_id})
-        self.decoder = BlockDecoder(diffuser.model, method.mask_token_id, ends, decoding, slots, context)
+        self.decoder = BlockDecoder(diffuser.model, method.mask_token_id, diffuser.stop_ids, decoding, slots, context)
         self.jobs: dict[int, Job] = {}
         """By row of the decoder."""
         self.waiting: deque[Job] = deque()
-
-    @property
-    def end_id(self) -> int:
-        """The token that ends an answer."""
-        assert isinstance(self.tokenizer.eos_token_id, int)
-        return self.tokenizer.eos_token_id
 
     @property
     def busy(self) -> bool:
@@ -85,6 +77,8 @@ class DiffusionEngine:
             raise ValueError(f"the prompt has {len(prompt)} tokens, but the context is {self.context} tokens, answer included")
         if self.decoder.mask_id in prompt:
             raise ValueError(f"the prompt holds the mask token {self.tokenizer.mask_token!r}, which stands for what is to be written")
+        if wanted.max_tokens == 0:
+            raise ValueError("max_tokens 0 asks for the prompt alone, of which a block-diffusion model gives nothing: ask for 1 or more")
         budget = room if wanted.max_tokens is None else min(room, wanted.max_tokens)
         sampling = Sampling(wanted.temperature, wanted.top_p, wanted.seed)
         decoding = replace(self.decoder.decoding, max_tokens=budget, sampling=sampling)

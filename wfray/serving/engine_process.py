@@ -2,15 +2,17 @@
 
 import asyncio
 import itertools
+import logging
 import socket
 import subprocess
 import sys
 
 from wfray.serving.backend import EngineLost, Pieces
 from wfray.serving.engine import Request
-from wfray.serving.mailbox import Mailbox
+from wfray.serving.mailbox import Mailbox, spread
 from wfray.serving.wire import Command, Launch, Ready, Report
 
+logger = logging.getLogger(__name__)
 LINE_BYTES = 1 << 28
 """A report with the scores of many prompts is long."""
 STOP_SECONDS = 5.0
@@ -20,9 +22,14 @@ class EngineProcess:
     """A process with a loaded engine, which ends when the connection does; implements `Life`."""
 
     def __init__(
-        self, process: subprocess.Popen[bytes], reader: asyncio.StreamReader, writer: asyncio.StreamWriter, ready: Ready, interval: float
+        self,
+        process: subprocess.Popen[bytes],
+        reader: asyncio.StreamReader,
+        writer: asyncio.StreamWriter,
+        ready: Ready,
+        flush_seconds: float,
     ) -> None:
-        self.process, self.reader, self.writer, self.interval = process, reader, writer, interval
+        self.process, self.reader, self.writer, self.flush_seconds = process, reader, writer, flush_seconds
         self.slots, self.pid = ready.slots, ready.pid
         self.numbers, self.mailboxes = itertools.count(), dict[int, Mailbox]()
         self.heard = asyncio.get_running_loop().time()
@@ -30,12 +37,12 @@ class EngineProcess:
         self.ended = asyncio.create_task(self._read())
 
     @classmethod
-    async def start(cls, launch: Launch, interval: float) -> "EngineProcess":
+    async def start(cls, launch: Launch, flush_seconds: float) -> "EngineProcess":
         """Start a process and wait until its engine is loaded.
 
         Args:
             launch: what it is to load.
-            interval: pieces that come within so many seconds are joined.
+            flush_seconds: see `ServeConfig`.
 
         Raises:
             ValueError: the engine refuses what it is to load.
@@ -53,7 +60,7 @@ class EngineProcess:
                 raise EngineLost(f"the engine's process ended with code {await asyncio.to_thread(process.wait)} while it was loading")
             if b'"failed"' in line:
                 raise ValueError(Report.model_validate_json(line).failed)
-            return cls(process, reader, writer, Ready.model_validate_json(line), interval)
+            return cls(process, reader, writer, Ready.model_validate_json(line), flush_seconds)
         except BaseException:
             writer.close()
             await stop(process)
@@ -61,7 +68,7 @@ class EngineProcess:
 
     async def generate(self, request: Request) -> Pieces:
         """See `Backend.generate`."""
-        number, mailbox = next(self.numbers), Mailbox(self.interval)
+        number, mailbox = next(self.numbers), Mailbox(lambda: spread(self.flush_seconds, len(self.mailboxes)))
         if not self.mailboxes:
             self.heard = asyncio.get_running_loop().time()
         self.mailboxes[number] = mailbox
@@ -99,21 +106,26 @@ class EngineProcess:
         self.writer.write(command.model_dump_json(exclude_none=True).encode() + b"\n")
 
     async def _read(self) -> None:
-        """Hand out what comes until the process ends."""
+        """Hand out what comes until the process ends; one that cannot be understood is ended."""
         try:
             while line := await self.reader.readline():
                 self.heard = asyncio.get_running_loop().time()
-                report = Report.model_validate_json(line)
-                for number, piece in report.pieces:
-                    if number in self.mailboxes:
-                        self.mailboxes[number].put(piece)
-                for number, reason in report.refused.items():
-                    if mailbox := self.mailboxes.pop(number, None):
-                        mailbox.fail(ValueError(reason))
+                self._hand_out(Report.model_validate_json(line))
         except ConnectionResetError:
             pass  # Killed with something unread in the socket.
+        except ValueError:
+            logger.exception("process %d says what cannot be read, and is ended", self.pid)
+            self.process.kill()
         await asyncio.to_thread(self.process.wait)
         self._lose()
+
+    def _hand_out(self, report: Report) -> None:
+        for number, piece in report.pieces:
+            if number in self.mailboxes:
+                self.mailboxes[number].put(piece)
+        for number, reason in report.refused.items():
+            if mailbox := self.mailboxes.pop(number, None):
+                mailbox.fail(ValueError(reason))
 
     def _lose(self) -> None:
         lost, self.mailboxes = self.mailboxes, {}

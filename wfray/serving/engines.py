@@ -27,7 +27,8 @@ def make_backend(model: ServedModel, file: Path, config: ServeConfig) -> Backend
     async def begin() -> Life:
         if model.engine in SERVERS:
             return await ServerProcess.start(SERVERS[model.engine](model, file), model.slots)
-        arguments: Arguments = {"file": str(file), "context": model.context, "slots": model.slots, "threads": model.threads}
+        arguments: Arguments = {"trust_remote_code": True} if model.trust_remote_code else {}
+        arguments |= {"file": str(file), "context": model.context, "slots": model.slots, "threads": model.threads}
         return await EngineProcess.start(Launch(engine=CLASSES[model.engine], arguments=arguments), config.flush_seconds)
 
     return SupervisedBackend(begin, config.stall_seconds)

@@ -12,6 +12,8 @@ from wfray.serving.backend import EngineLost
 from wfray.serving.gate import DeadlinePassed, Overloaded
 
 CLIENT_GONE = 499
+TYPES = ("str", "int")
+"""What pydantic puts into the place of an error where a field has one of several types."""
 
 
 class ApiError(Exception):
@@ -56,7 +58,7 @@ async def on_invalid(request: Request, error: Exception) -> JSONResponse:
     """400 naming the first wrong field."""
     assert isinstance(error, RequestValidationError)
     first = error.errors()[0]
-    place = [part for part in first["loc"][1:] if isinstance(part, int) or part.isidentifier()]
+    place = [part for part in first["loc"][1:] if isinstance(part, int) or (part.isidentifier() and part not in TYPES)]
     param = None if first["type"] == "json_invalid" else ".".join(map(str, place)) or None
     return ApiError(400, f"{param or 'body'}: {first['msg']}", "invalid_request_error", param).response()
 

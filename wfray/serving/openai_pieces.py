@@ -45,7 +45,7 @@ async def streamed(response: aiohttp.ClientResponse) -> AsyncGenerator[Piece, No
         for choice in event["choices"]:
             piece = piece_of(choice)
             reason = piece.finish_reason or reason
-            if piece.text:
+            if piece.text or piece.scores:
                 yield piece.model_copy(update={"finish_reason": None})
     if reason is None or counts is None:
         raise EngineLost("the server ended an answer without saying why")
@@ -63,7 +63,9 @@ def body_of(request: Request) -> tuple[str, Json]:
     if isinstance(request.prompt, list) and request.prompt and isinstance(request.prompt[0], dict):
         options |= {"messages": request.prompt, "logprobs": None if wanted is None else True, "top_logprobs": wanted}
         return "/v1/chat/completions", given(options)
-    return "/v1/completions", given(options | {"prompt": request.prompt, "logprobs": wanted, "echo": request.echo or None})
+    body = given(options | {"prompt": request.prompt, "logprobs": wanted, "echo": request.echo or None})
+    # Without the field such a server takes OpenAI's 16.
+    return "/v1/completions", body | {"max_tokens": sampling.max_tokens}
 
 
 def given(options: Json) -> Json:
@@ -76,7 +78,7 @@ def piece_of(choice: Json) -> Piece:
     text = (choice.get("delta") or choice.get("message") or {}).get("content") if "text" not in choice else choice["text"]
     given_reason, scores = choice.get("finish_reason"), scores_of(choice.get("logprobs") or {})
     reason: FinishReason | None = None if given_reason is None else "length" if given_reason == "length" else "stop"
-    return Piece(text=text or "", num_tokens=1 if text else 0, scores=scores, finish_reason=reason)
+    return Piece(text=text or "", num_tokens=len(scores) or (1 if text else 0), scores=scores, finish_reason=reason)
 
 
 def scores_of(logprobs: Json) -> list[TokenScore]:

@@ -52,9 +52,11 @@ def ask(base_url: str, model: str, prompt: str, probes: Probes, key: str | None 
 
 
 def read_stream(response: requests.Response, model: str, prompt: str, start: float) -> Sample:
-    """Collect a streamed answer; `start` is when it was asked for."""
+    """Collect a streamed answer; `start` is when it was asked for. Raises `ValueError` for one that is broken off."""
     answer, finish_reason, usage, first = "", "", {"prompt_tokens": 0, "completion_tokens": 0}, None
     for chunk in events(response):
+        if "error" in chunk:
+            raise ValueError(f"{model} broke off its answer to {prompt!r}: {chunk['error']['message']}")
         usage = chunk.get("usage") or usage
         for choice in chunk["choices"]:
             first = first or time.perf_counter()

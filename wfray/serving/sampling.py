@@ -12,11 +12,13 @@ from wfray.serving.engine import Sampling
 
 Logits = NDArray[np.float32]
 FEW = 256
+COLDEST = 1e-6
+"""A lower temperature is 0: float32 could not tell them apart."""
 
 
 def choose(logits_V: Logits, sampling: Sampling, generator: np.random.Generator) -> int:
     """The next token."""
-    if sampling.temperature == 0:
+    if sampling.temperature < COLDEST:
         return int(logits_V.argmax())
     weights_V = np.exp((logits_V - logits_V.max()) / np.float32(sampling.temperature))
     if sampling.top_p < 1:

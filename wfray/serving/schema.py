@@ -18,9 +18,16 @@ MAX_CHOICES = 64
 
 
 class Strict(BaseModel):
-    """Refuses unknown fields."""
+    """Refuses unknown fields, but for those without a value: clients send back whole answers, with all fields that these could have."""
 
     model_config = ConfigDict(extra="forbid")
+
+    @model_validator(mode="before")
+    @classmethod
+    def without_unknown_nulls(cls, tree: Any) -> Any:
+        if not isinstance(tree, dict):
+            return tree
+        return {name: value for name, value in tree.items() if value is not None or name in cls.model_fields}
 
 
 class TextPart(Strict):
@@ -67,7 +74,7 @@ class GenerationRequest(Strict):
     """Accepted for compatibility; nothing depends on it."""
     presence_penalty: Literal[0] | None = None
     frequency_penalty: Literal[0] | None = None
-    logit_bias: None = None
+    logit_bias: dict[str, float] | None = Field(None, max_length=0)
 
     @model_validator(mode="before")
     @classmethod

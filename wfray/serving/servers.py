@@ -16,6 +16,7 @@ from pathlib import Path
 
 from wfray.config.serve import ServedModel
 from wfray.serving.dialects import Dialect
+from wfray.serving.directories import refuse_student
 from wfray.serving.llama_server import LlamaServerDialect
 from wfray.serving.openai_pieces import SERVED_AS, OpenAIDialect
 
@@ -42,6 +43,7 @@ def on_cpu() -> bool:
 
 def vllm(model: ServedModel, file: Path) -> ServerLaunch:
     """vLLM's OpenAI server; whole prompts in one pass, since seeds and chunked prefill together end its engine on CPUs."""
+    refuse_student(file)
     command = [str(model.python), "-m", "vllm.entrypoints.openai.api_server", "--model", str(file), "--served-model-name", SERVED_AS]
     command += ["--host", "127.0.0.1", "--max-model-len", str(model.context), "--max-num-seqs", str(model.slots)]
     command += ["--enforce-eager"] if on_cpu() else []
@@ -54,6 +56,7 @@ def vllm(model: ServedModel, file: Path) -> ServerLaunch:
 
 def sglang(model: ServedModel, file: Path) -> ServerLaunch:
     """SGLang's server."""
+    refuse_student(file)
     command = [str(model.python), "-m", "sglang.launch_server", "--model-path", str(file), "--served-model-name", SERVED_AS]
     command += ["--host", "127.0.0.1", "--context-length", str(model.context), "--max-running-requests", str(model.slots)]
     command += ["--sampling-defaults", "openai", "--skip-server-warmup", *(SGLANG_ON_CPU if on_cpu() else []), *model.engine_arguments]

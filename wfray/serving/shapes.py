@@ -1,5 +1,6 @@
 """Answers in OpenAI's shapes: the two kinds of completions differ in how a choice is laid out, and in nothing else."""
 
+import codecs
 from abc import ABC, abstractmethod
 from typing import Any
 
@@ -27,17 +28,17 @@ class Shape(ABC):
     def logprobs(self, scores: list[TokenScore], offset: int) -> Json | None:
         """Scores of tokens that begin `offset` characters into the answer."""
 
-    def choice(self, index: int, piece: Piece) -> Json:
-        """The choice of a whole answer, given as one piece."""
-        return {"index": index, **self.content(piece.text), **self.ending(piece, 0)}
+    def choice(self, index: int, piece: Piece, is_scored: bool) -> Json:
+        """The choice of a whole answer, given as one piece; `is_scored` where log-probabilities are wanted, be there tokens or not."""
+        return {"index": index, **self.content(piece.text), **self.ending(piece, 0, is_scored)}
 
     def chunk(self, index: int, piece: Piece, offset: int | None) -> Json:
         """The choice of a streamed piece before which `offset` characters were sent, None for the first."""
-        return {"index": index, **self.delta(piece.text, first=offset is None), **self.ending(piece, offset or 0)}
+        return {"index": index, **self.delta(piece.text, first=offset is None), **self.ending(piece, offset or 0, bool(piece.scores))}
 
-    def ending(self, piece: Piece, offset: int) -> Json:
-        """Log-probabilities, where there are any, and the reason of the end."""
-        return {"logprobs": self.logprobs(piece.scores, offset) if piece.scores else None, "finish_reason": piece.finish_reason}
+    def ending(self, piece: Piece, offset: int, is_scored: bool) -> Json:
+        """Log-probabilities, where they are wanted, and the reason of the end."""
+        return {"logprobs": self.logprobs(piece.scores, offset) if is_scored else None, "finish_reason": piece.finish_reason}
 
 
 class ChatShape(Shape):
@@ -73,10 +74,10 @@ class PlainShape(Shape):
 
     def logprobs(self, scores: list[TokenScore], offset: int) -> Json:
         """See `Shape.logprobs`."""
-        offsets = []
+        offsets, decoder = [], codecs.getincrementaldecoder("utf-8")(errors="replace")
         for score in scores:
             offsets.append(offset)
-            offset += len(score.token)
+            offset += len(decoder.decode(bytes(score.bytes)))
         return {
             "tokens": [score.token for score in scores],
             "token_logprobs": [score.logprob for score in scores],

@@ -99,7 +99,7 @@ class SupervisedBackend:
             try:
                 self.life = await self.begin()
                 return
-            except (EngineLost, ValueError, OSError) as error:
+            except Exception as error:  # Whatever it was, those who wait must hear of it.
                 reason = error
                 await asyncio.sleep(2.0**attempt)
         self.trouble = f"the engine does not start again: {reason}"

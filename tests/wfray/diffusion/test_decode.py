@@ -187,6 +187,20 @@ def test_sampling_repeats_with_its_seed_and_follows_the_distribution() -> None:
     assert torch.allclose(confidence, logits[0].softmax(dim=-1)[token])
 
 
+@pytest.mark.parametrize("temperature", [1e-46, 1e-38, 1e-7, 1e-5])
+def test_a_temperature_near_nothing_takes_the_likeliest(temperature: float) -> None:
+    logits = torch.tensor([[10.0, -30.0, 20.0], [3.0, 2.0, -1.0]])
+    token, _ = choose(logits, Sampling(temperature, seed=0), Sampling(seed=0).generator())
+    assert token.tolist() == [2, 0]
+
+
+def test_a_sampled_answer_does_not_depend_on_the_others() -> None:
+    model = diffusion_model(ternary=False).double()
+    settings = {"sampling": Sampling(temperature=1.0, seed=3), "threshold": 0.05}
+    alone = [decoder(model, **settings).generate([prompt])[0] for prompt in PROMPTS]
+    assert decoder(model, **settings).generate(PROMPTS) == alone
+
+
 def test_the_nucleus_and_acceptance() -> None:
     kept = nucleus(torch.tensor([[0.1, 0.5, 0.4]]), 0.6)
     assert kept.tolist() == [[0.0, 0.5, pytest.approx(0.4)]]

@@ -12,7 +12,7 @@ from tests.wfray.diffusion.conftest import BLOCK, MASK_ID, diffusion_model
 from wfray.diffusion import likelihood
 from wfray.diffusion.attention import TILE, flex_block_mask
 from wfray.diffusion.forward import Row, run_row, whole_tiles
-from wfray.diffusion.likelihood import Scorer, draw_masks, estimate
+from wfray.diffusion.likelihood import Likelihood, Scorer, draw_masks, estimate
 
 CONTEXT, CONTINUATION = [5, 9, 2, 8, 3], [7, 1, 4, 44, 6, 13]
 
@@ -148,3 +148,15 @@ def test_what_a_gpu_runs_is_whole_tiles_and_scores_the_same(monkeypatch: pytest.
 def test_an_empty_context_is_refused() -> None:
     with pytest.raises(ValueError, match="the context is empty"):
         Scorer(diffusion_model(), MASK_ID, BLOCK).score([], [3])
+
+
+@pytest.mark.parametrize("context", [CONTEXT, CONTEXT[:BLOCK]])
+def test_nothing_is_certain(context: list[int]) -> None:
+    """In the middle of a block, and at its end."""
+    scorer = Scorer(diffusion_model(), MASK_ID, BLOCK)
+    assert scorer.score(context, []) == Likelihood(0.0, 0.0, is_greedy=True)
+
+
+def test_one_sample_is_refused_since_it_has_no_error() -> None:
+    with pytest.raises(ValueError, match="samples 1 must be at least 2"):
+        Scorer(diffusion_model(), MASK_ID, BLOCK, num_samples=1)

@@ -16,8 +16,9 @@ from wfray.config.diffuse import DiffuseConfig
 from wfray.data.corpus import PackedCorpus
 from wfray.data.stream import MixedStream
 from wfray.data.tokenizer import tokenizer_sha256
-from wfray.diffusion.student import FILE, DiffusionStudent, load_diffuser, read_method
+from wfray.diffusion.student import FILE, DiffusionStudent, load_diffuser, prepare_for_inference, read_method
 from wfray.objectives import StageLoss
+from wfray.quant.bitlinear import BitLinear
 from wfray.student import convert, load_student, save_student
 from wfray.train import CheckpointStore, Collective, Feed, Replica, StepPlan, Trainer
 from wfray.train.optimizer import make_optimizer
@@ -184,12 +185,33 @@ def test_a_block_diffusion_student_goes_on_with_its_mask_token(autoregressive: P
         DiffusionStudent(config({"mask_token": "[M]"})).load(tmp_path / "student")
 
 
-def test_the_heldout_loss_is_of_noised_blocks_and_the_same_every_time(corpus: PackedCorpus, autoregressive: Path, tmp_path: Path) -> None:
+def test_the_heldout_loss_falls_and_is_the_same_every_time(corpus: PackedCorpus, autoregressive: Path, tmp_path: Path) -> None:
     stop = {"kind": "heldout", "every_tokens": 2 * STEP, "rows_per_source": 2, "patience": 3}
     attempt = Attempt(corpus, autoregressive, tmp_path, config(early_stopping=stop))
     attempt.run()
     losses = [row["heldout_loss"] for row in attempt.rows if "heldout_loss" in row]
     assert len(losses) == 5 and losses[-1] < losses[0]
+    again = Attempt(corpus, autoregressive, tmp_path / "again", config(early_stopping=stop))
+    again.run()
+    assert [row["heldout_loss"] for row in again.rows if "heldout_loss" in row] == losses
+
+
+def test_what_is_made_ready_is_in_one_place(autoregressive: Path) -> None:
+    """Codes do not move with a model, and rotary frequencies keep their digits."""
+    model = load_student(autoregressive)
+    prepare_for_inference(model, torch.bfloat16, "meta")
+    held = [module._held for module in model.modules() if isinstance(module, BitLinear)]
+    assert held and all(tensor.device.type == "meta" for pair in held if pair is not None for tensor in pair)
+    assert all(parameter.dtype == torch.bfloat16 for parameter in model.parameters())
+    assert all(buffer.dtype == torch.float32 for name, buffer in model.named_buffers() if "inv_freq" in name)
+
+
+def test_answers_end_at_the_tokens_that_the_model_was_made_with(autoregressive: Path, tmp_path: Path) -> None:
+    kind = DiffusionStudent(config())
+    kind.save(kind.load(autoregressive), tmp_path / "student", autoregressive, STEP)
+    end = load_diffuser(tmp_path / "student").tokenizer.eos_token_id
+    (tmp_path / "student" / "generation_config.json").write_text('{"eos_token_id": [0, 17]}')
+    assert load_diffuser(tmp_path / "student").stop_ids == {0, 17, end}
 
 
 def test_what_is_no_block_diffusion_student_is_refused(autoregressive: Path, tokenizer: PreTrainedTokenizerFast, tmp_path: Path) -> None:

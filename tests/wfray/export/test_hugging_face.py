@@ -1,5 +1,6 @@
 """Directories that plain transformers loads: its class `bitnet` for Llama-shaped students, our code for others; and the student itself."""
 
+import asyncio
 import json
 import shutil
 import subprocess
@@ -13,9 +14,14 @@ from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer
 from tests.wfray.export.conftest import VOCABULARY
 from wfray.config.convert import Subln
 from wfray.config.export import HuggingFace, Parity
+from wfray.config.serve import ServeConfig, ServedModel
 from wfray.export.formats import open_engine, write_format
 from wfray.export.parity import measure_parity
-from wfray.quant import quantize_weight
+from wfray.export.reference import training_logits
+from wfray.quant import hold_codes, quantize_weight
+from wfray.serving.engine import Request, Sampling
+from wfray.serving.engines import make_backend
+from wfray.serving.transformers_engine import TransformersEngine
 from wfray.student import Weights, convert, load_student, save_student
 from wfray.student.weights import SINGLE
 
@@ -159,3 +165,40 @@ def test_a_student_that_is_not_ternary_is_refused_in_every_form(build, edited, t
 def test_an_unpacked_form_that_transformers_has_no_class_for_is_refused(make_family, tmp_path):
     with pytest.raises(ValueError, match="cannot express the family 'qwen3'.*form: packed or latent"):
         write_format(make_family("qwen3"), tmp_path / "hf", wanted("unpacked"))
+
+
+@pytest.mark.parametrize("form", ["packed", "unpacked"])
+def test_an_export_is_served_by_the_engine_transformers_as_it_was_trained(build, tmp_path, form):
+    student, target = build("small")[1], tmp_path / "hf"
+    write_format(student, target, wanted(form))
+    check_served(student, target, tolerance=0.05)
+
+
+def test_an_export_with_our_code_is_served_where_its_code_may_be_run(make_family, tmp_path):
+    student, target = make_family("qwen3"), tmp_path / "hf"
+    write_format(student, target, wanted("packed"))
+    with pytest.raises(ValueError, match="trust_remote_code"):
+        TransformersEngine(target, context=64, slots=1, threads=1)
+    check_served(student, target, tolerance=0.2, trust_remote_code=True)
+
+
+def check_served(student: Path, target: Path, tolerance: float, **options: bool) -> None:
+    """The scores that the engine gives a prompt are the training model's, in float32 or within bfloat16's rounding."""
+    engine = TransformersEngine(target, context=64, slots=1, threads=1, **options)
+    prompt = list(range(40, 80))
+    engine.add(0, Request(prompt=prompt, sampling=Sampling(max_tokens=1), echo=True, num_logprobs=0))
+    scores = [score.logprob for _, piece in engine.step() for score in piece.scores][1:40]
+    trained = load_student(student)
+    hold_codes(trained)
+    logprobs_TV = training_logits(trained, [prompt]).log_softmax(-1)
+    assert scores == pytest.approx(logprobs_TV[:-1].gather(1, torch.tensor(prompt[1:])[:, None])[:, 0].tolist(), abs=tolerance)
+
+
+@pytest.mark.parametrize("engine", ["transformers", "vllm", "sglang"])
+def test_a_student_is_not_served_as_the_model_that_it_was_made_from(build, engine):
+    """Transformers would load it without its norms and ternary weights, and say no more than that some weights are left over."""
+    model = ServedModel(name="student", engine=engine, python=None if engine == "transformers" else sys.executable)
+    config = ServeConfig.parse({"run": "unused", "models": [model.model_dump()]}, origin="test")
+    backend = make_backend(model, build("small")[1], config)
+    with pytest.raises(ValueError, match="is a student, which would be loaded as a plain llama"):
+        asyncio.run(backend.start())

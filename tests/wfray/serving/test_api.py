@@ -80,6 +80,8 @@ REFUSED = [
     (PLAIN_PATH, {"model": "smol", "prompt": "word " * 1100, "stream": True}, 400, None, "the context is 1024 tokens"),
     (PLAIN_PATH, {"model": "smol", "prompt": ["a"] * 65}, 400, None, "65 answers are more than 64"),
     (PLAIN_PATH, {"model": "smol", "prompt": "x" * 10_000_000}, 413, None, "longer than 4194304 bytes"),
+    (CHAT_PATH, {"model": "smol", "messages": [*WEEK, {"role": "user", "content": 5}]}, 400, "messages.1.content", "string"),
+    (PLAIN_PATH, {"model": "smol", "prompt": 5}, 400, "prompt", "string"),
     ("/v1/nothing", {}, 404, None, "Not Found"),
 ]
 
@@ -94,7 +96,7 @@ def test_errors_have_openais_shape(replica):
         error = response.json()["error"]
         assert response.status_code == status and set(error) == {"message", "type", "param", "code"}, response.text
         assert error["type"] == "invalid_request_error" and message in error["message"], error
-        assert error["param"] == param or param is None
+        assert error["param"] == param
     assert after.status_code == 200
 
 
@@ -130,6 +132,22 @@ def test_more_answers_than_there_can_ever_be_room_for_are_the_requests_fault(rep
     refused, answered = replica.serving(scenario)
     assert refused.status_code == 400 and "11 answers at once are more than this model takes, 10" in refused.json()["error"]["message"]
     assert answered.status_code == 200
+
+
+def test_what_the_official_client_sends_back_is_taken(replica):
+    """An answer's message with every field that one may have, as its `model_dump` writes it."""
+    unset = ("refusal", "annotations", "audio", "function_call", "tool_calls")
+
+    async def scenario(served: Served):
+        said = {"role": "assistant", "content": "Seven.", **dict.fromkeys(unset)}
+        messages = [*WEEK, said, {"role": "user", "content": "And in two?"}]
+        taken = await served.post(CHAT_PATH, {**CHAT, "messages": messages, "max_tokens": 1, "logit_bias": {}, "tools": None})
+        said["tool_calls"] = [{}]
+        return taken, await served.post(CHAT_PATH, {**CHAT, "messages": messages})
+
+    taken, refused = replica.serving(scenario)
+    assert taken.status_code == 200
+    assert refused.status_code == 400 and refused.json()["error"]["param"] == "messages.1.tool_calls"
 
 
 def test_null_is_the_default_where_it_is_in_openais_api(replica):

@@ -46,7 +46,7 @@ def greedy(prompt: str | list[int], **changes: object) -> Request:
 def decoded(engine: DiffusionEngine, prompt: str | list[int], max_tokens: int = 11) -> str:
     """The answer by the decoder alone."""
     decoding = replace(engine.decoder.decoding, max_tokens=max_tokens)
-    model, ends = engine.decoder.model, frozenset({engine.end_id})
+    model, ends = engine.decoder.model, frozenset({engine.tokenizer.eos_token_id})
     [tokens], _ = generate(model, VOCABULARY, ends, decoding, [prompt_tokens(engine.tokenizer, VOCABULARY, prompt)])
     return b"".join(engine.token_bytes[token] for token in tokens).decode(errors="replace")
 
@@ -102,6 +102,7 @@ def test_what_it_cannot_do_is_refused(engine: DiffusionEngine) -> None:
         (Request(prompt="a", num_logprobs=1), "gives no log-probabilities"),
         (Request(prompt="a", echo=True), "no echo"),
         (greedy([5] * CONTEXT), "the prompt has 64 tokens, but the context is 64 tokens"),
+        (greedy("a", max_tokens=0), "max_tokens 0 asks for the prompt alone"),
         (greedy([VOCABULARY]), "the prompt holds the mask token"),
         (greedy([VOCABULARY + 5]), "is not in the vocabulary"),
     ]:

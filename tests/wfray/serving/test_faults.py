@@ -12,6 +12,7 @@ import psutil
 import pytest
 
 from tests.wfray.serving.served import Served, hosting, serving
+from wfray.serving import engine_process
 from wfray.serving.engine import Request, Sampling
 from wfray.serving.supervised import Life
 
@@ -50,6 +51,19 @@ def test_an_engine_killed_under_load_is_back_in_seconds_and_whole_answers_are_ma
     assert [response.status_code for response in answers] == [200] * 8
     assert all(response.json()["choices"][0]["text"][:30] == alone[:30] for response in answers)
     assert replaced and restarts >= 1 and seconds < 60
+
+
+def test_a_process_that_cannot_be_understood_is_ended_and_its_answers_made_again(model_file, monkeypatch):
+    async def scenario(served: Served):
+        first = process_of(served)
+        scored = asyncio.create_task(served.complete("word " * 100, echo=True, logprobs=20, max_tokens=1))
+        lost = await scored
+        return lost, await served.complete(max_tokens=2), psutil.pid_exists(first), served.host.gates["smol"].backend.restarts
+
+    monkeypatch.setattr(engine_process, "LINE_BYTES", 60_000)
+    lost, after, is_alive, restarts = serving(hosting(model_file), scenario)
+    assert lost.status_code == 503 and lost.json()["error"]["code"] == "engine_lost"
+    assert after.status_code == 200 and not is_alive and restarts >= 1
 
 
 def last_event(response: httpx.Response) -> str:

@@ -10,7 +10,11 @@ from lm_eval.models.openai_completions import LocalChatCompletion, LocalCompleti
 from wfray.data.tokenizer import load_gguf_tokenizer
 from wfray.evals.gguf_lm import GGUFLM
 
+ASKED = "<|im_start|>user\nHow many days are in a week?<|im_end|>\n<|im_start|>assistant\n"
 CHOICES = [
+    # The model says that it has finished after these, and lm-eval leaves the score of what follows out.
+    (ASKED + "There are 7 days in a week", "."),
+    (ASKED, "There are 7 days in a week."),
     ("The capital of France is", " Paris."),
     ("The capital of France is", " London."),
     ("A week has seven", " days"),
@@ -39,7 +43,7 @@ def test_log_likelihoods(url: str, tokenizer: Path, model_file: Path) -> None:
     wanted = GGUFLM(str(model_file), context=128, threads=1).loglikelihood(instances("loglikelihood", CHOICES))
     assert [greedy for _, greedy in found] == [greedy for _, greedy in wanted]
     assert [value for value, _ in found] == pytest.approx([value for value, _ in wanted], abs=0.05)
-    assert found[0][0] > found[1][0]
+    assert found[2][0] > found[3][0]
 
 
 def test_texts(url: str, tokenizer: Path) -> None:

@@ -7,7 +7,7 @@ import pytest
 
 from wfray.serving.backend import EngineLost
 from wfray.serving.engine import Counts, Piece
-from wfray.serving.mailbox import Mailbox
+from wfray.serving.mailbox import Mailbox, spread
 
 COUNTS = Counts(prompt=1, completion=4)
 
@@ -18,7 +18,7 @@ def piece(text: str, last: bool = False) -> Piece:
 
 def test_pieces_within_the_interval_are_one() -> None:
     async def run() -> tuple[list[tuple[str, int]], float]:
-        mailbox = Mailbox(interval=0.3)
+        mailbox = Mailbox(interval=lambda: 0.3)
         mailbox.put(piece("a"))
         started = time.monotonic()
         read = [await mailbox.get()]
@@ -36,7 +36,7 @@ def test_pieces_within_the_interval_are_one() -> None:
 
 def test_an_error_comes_after_what_was_left_before() -> None:
     async def run() -> str:
-        mailbox = Mailbox(interval=0.0)
+        mailbox = Mailbox(interval=lambda: 0.0)
         mailbox.put(piece("a"))
         mailbox.fail(EngineLost("gone"))
         text = (await mailbox.get()).text
@@ -45,3 +45,8 @@ def test_an_error_comes_after_what_was_left_before() -> None:
         return text
 
     assert asyncio.run(run()) == "a"
+
+
+def test_answers_side_by_side_share_the_pieces_that_one_has_alone() -> None:
+    assert [spread(0.05, count) for count in (1, 2, 4, 8)] == [0.05, 0.1, 0.2, 0.25]
+    assert [spread(0.5, count) for count in (1, 8)] == [0.5, 0.5] and spread(0.0, 8) == 0.0
