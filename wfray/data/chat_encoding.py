@@ -12,7 +12,6 @@ of template and content (white space, mostly) belongs to the content. What the t
 
 import hashlib
 import re
-from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -23,7 +22,7 @@ from transformers import AutoTokenizer
 
 from wfray.data.batch import CONTEXT, LABEL, RESPONSE
 from wfray.data.conversations import ASSISTANT, Conversation, Turn
-from wfray.data.encoding import BATCH_CHARACTERS, Encoded, rules_sha256
+from wfray.data.encoding import Encoded, batches, rules_sha256
 
 PLACEHOLDER = "\ue000{}\ue001"
 """Private-use characters: no template writes them."""
@@ -114,7 +113,7 @@ class ChatEncoder:
         Raises:
             ValueError: the template refuses a conversation, or changes what a turn says.
         """
-        return [marked for group in grouped(conversations) for marked in self._encode_group(group)]
+        return [marked for group in batches(conversations, num_characters) for marked in self._encode_group(group)]
 
     def _encode_group(self, conversations: list[Conversation]) -> list[MarkedTokens]:
         stretches = [self._stretches(conversation) for conversation in conversations]
@@ -167,18 +166,9 @@ class ChatEncoder:
         return found
 
 
-def grouped(conversations: list[Conversation]) -> Iterator[list[Conversation]]:
-    """Consecutive conversations of about `BATCH_CHARACTERS`: the backend keeps some hundred bytes a token."""
-    group: list[Conversation] = []
-    size = 0
-    for conversation in conversations:
-        group.append(conversation)
-        size += sum(len(turn.content) for turn in conversation.turns)
-        if size >= BATCH_CHARACTERS:
-            yield group
-            group, size = [], 0
-    if group:
-        yield group
+def num_characters(conversation: Conversation) -> int:
+    """Of all contents."""
+    return sum(len(turn.content) for turn in conversation.turns)
 
 
 def messages_of(conversation: Conversation) -> list[dict[str, str]]:

@@ -11,9 +11,9 @@ pose as a chat turn. Truncation and padding that a `tokenizer.json` may carry ar
 import hashlib
 import json
 import re
-from collections.abc import Iterator
+from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
-from typing import NamedTuple, Protocol
+from typing import NamedTuple, Protocol, TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
@@ -22,6 +22,7 @@ from tokenizers import Tokenizer
 
 SEAM = re.compile(r"(?<=[^\W\d_])(?=\s)")
 """Where a text may be divided without changing its tokens."""
+T = TypeVar("T")
 BATCH_CHARACTERS = 1_000_000
 """Given to the backend at once."""
 
@@ -76,7 +77,7 @@ class Encoder:
         """Tokens of each text, int32 [length + 1], the last one being `end_id`."""
         pieces = [(number, piece) for number, text in enumerate(texts) for piece in split_text(text)]
         tokens: list[list[NDArray[np.int32]]] = [[] for _ in texts]
-        for batch in batches(pieces):
+        for batch in batches(pieces, lambda piece: len(piece[1])):
             encodings = self.tokenizer.encode_batch_fast([piece for _, piece in batch], add_special_tokens=False)
             for (number, _), encoding in zip(batch, encodings, strict=True):
                 tokens[number].append(np.array(encoding.ids, dtype=np.int32))
@@ -101,13 +102,13 @@ def split_text(text: str, limit: int = BATCH_CHARACTERS) -> Iterator[str]:
     yield text[start:]
 
 
-def batches(pieces: list[tuple[int, str]]) -> Iterator[list[tuple[int, str]]]:
-    """Consecutive pieces, grouped to about `BATCH_CHARACTERS`."""
-    batch: list[tuple[int, str]] = []
+def batches(items: Iterable[T], num_characters: Callable[[T], int]) -> Iterator[list[T]]:
+    """Consecutive items, grouped to about `BATCH_CHARACTERS`: the tokenizer's backend keeps some hundred bytes a token."""
+    batch: list[T] = []
     size = 0
-    for piece in pieces:
-        batch.append(piece)
-        size += len(piece[1])
+    for item in items:
+        batch.append(item)
+        size += num_characters(item)
         if size >= BATCH_CHARACTERS:
             yield batch
             batch, size = [], 0

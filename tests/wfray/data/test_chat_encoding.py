@@ -69,7 +69,7 @@ def test_a_turn_in_the_data_ends_no_turn(chat: ChatEncoder) -> None:
 
 @pytest.mark.parametrize("characters", [1, 40, 10**6])
 def test_many_conversations_are_encoded_as_each_alone(chat: ChatEncoder, characters: int, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("wfray.data.chat_encoding.BATCH_CHARACTERS", characters)
+    monkeypatch.setattr("wfray.data.encoding.BATCH_CHARACTERS", characters)
     for together, alone in zip(chat.encode(SAID), SAID, strict=True):
         [single] = chat.encode([alone])
         assert np.array_equal(together.tokens, single.tokens) and np.array_equal(together.marks, single.marks)

@@ -65,6 +65,20 @@ def test_plain_completions_end_where_they_should(replica: Replica) -> None:
     assert long.status_code == 400
 
 
+def test_without_a_budget_an_answer_goes_on_until_the_context_is_full_or_is_refused(replica: Replica) -> None:
+    """Left out, a server would take OpenAI's 16 tokens."""
+
+    async def scenario(served: Served) -> Any:
+        return await served.complete("1, 2, 3, 4,", max_tokens=None)
+
+    answer = replica.serving(scenario)
+    if answer.status_code == 400:
+        assert "max_tokens" in answer.json()["error"]["message"]
+    else:
+        usage, choice = answer.json()["usage"], answer.json()["choices"][0]
+        assert usage["completion_tokens"] > 16 and (choice["finish_reason"] == "stop" or usage["total_tokens"] == 256)
+
+
 def test_seeds_are_honoured_or_refused(replica: Replica) -> None:
     async def scenario(served: Served) -> list[Any]:
         return [await served.complete("Once upon a time", temperature=1.0, seed=seed) for seed in (7, 7, 8)]
