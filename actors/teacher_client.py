@@ -16,7 +16,7 @@ from ray.serve.handle import DeploymentHandle, DeploymentResponse
 
 from actors.applications import find_application, is_deployed
 from wfray.config.train import TeacherUse
-from wfray.teacher import Fingerprint, SignalRequest, Signals, decode_signals
+from wfray.teacher import EngineGone, Fingerprint, SignalRequest, Signals, decode_signals
 
 DEPLOY = "Deploy it: ray job submit --working-dir . -- python -m jobs.teacher --config configs/teacher/<model>.yaml"
 LOOK_SECONDS = 3.0
@@ -47,7 +47,9 @@ class PendingCall:
                 if is_deployed(self.client.use.application):
                     continue
             except RayTaskError as error:
-                raise (error.cause if isinstance(error.cause, ValueError) else error) from None
+                if not isinstance(error.cause, EngineGone):
+                    raise (error.cause if isinstance(error.cause, ValueError) else error) from None
+                reason = f"{error.cause}; see its log in the dashboard"
             except BackPressureError:
                 reason = "it is overloaded: raise teacher.timeout_seconds, or its num_replicas or max_queued_requests"
             except (RayError, RayServeException) as error:

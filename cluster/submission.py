@@ -8,6 +8,7 @@ import uuid
 from pathlib import Path
 from typing import Any, Literal, Protocol
 
+import requests
 from ray.dashboard.modules import dashboard_sdk
 from ray.dashboard.modules.job import sdk
 from ray.job_submission import JobStatus, JobSubmissionClient
@@ -59,7 +60,7 @@ def run_stage(name: str, command: list[str], dashboard: str, root: Path, view: V
         metadata=owned(name, log.parents[1].name),
     )
     try:
-        status = follow(client, job, view)
+        status = follow(client, job, view, dashboard)
     except KeyboardInterrupt:
         # It must not go on writing where the next attempt will.
         client.stop_job(job)
@@ -93,11 +94,14 @@ def owned(stage: str, run: str) -> dict[str, str]:
     return {"owner": owner.name, "owner_key": owner.key, "stage": stage, "run": run}
 
 
-def follow(client: JobSubmissionClient, job: str, view: View) -> JobStatus:
-    """Wait for the job's end."""
-    while not (status := client.get_job_status(job)).is_terminal():
-        view.poll()
-        time.sleep(POLL_SECONDS)
+def follow(client: JobSubmissionClient, job: str, view: View, dashboard: str) -> JobStatus:
+    """Wait for the job's end; raises `ValueError` where the cluster has gone."""
+    try:
+        while not (status := client.get_job_status(job)).is_terminal():
+            view.poll()
+            time.sleep(POLL_SECONDS)
+    except requests.ConnectionError as error:
+        raise ValueError(f"the cluster at {dashboard} is gone ({type(error).__name__}); the same command goes on from here") from None
     return status
 
 

@@ -22,7 +22,14 @@ def main(config: ExportConfig) -> None:
         print(f"{config.stage}: already done in {stage.directory}")
         return
     connect()
-    with stage, stage.metrics() as metrics:
+    with stage:
+        stage.clear()
+        export(config, stage)
+
+
+def export(config: ExportConfig, stage: Stage) -> None:
+    """Every format, and the original beside them."""
+    with stage.metrics() as metrics:
         exporter = cast("Exporter", Remote("actors.exporter:Exporter", config, num_cpus=config.num_cpus))
         written = {}
         for number, wanted in enumerate(config.formats):

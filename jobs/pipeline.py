@@ -30,6 +30,9 @@ def main(config: PipelineConfig, keep: bool) -> None:
     """Plan, run what is pending, write the report."""
     signal.signal(signal.SIGTERM, signal.default_int_handler)
     run, started = resolve_home(config.run), time.time()
+    if config.cluster is not None:
+        # Where the jobs' relative paths stand, those of the plan do.
+        os.environ["WFRAY_HOME"] = str(run.parent)
     planned = plan_stages(config, run, ROOT)
     pending = pending_stages(planned, keep)
     with ExitStack() as stack:

@@ -11,7 +11,7 @@ from actors.connection import connect
 from actors.server import base_url, deploy, is_running, read_keys
 from jobs.cli import run_job
 from wfray.config.serve import ServeConfig, ServedModel
-from wfray.runs import MetricsLog, Stage, write_json
+from wfray.runs import Manifest, MetricsLog, Stage, write_json
 from wfray.serving.probe import Sample, ask
 
 
@@ -34,8 +34,20 @@ def main(config: ServeConfig) -> None:
 
 
 def model_file(path: Path, model: ServedModel) -> Path:
-    """The GGUF file of an export stage where the engine takes one, or the path itself."""
-    return path / "model.gguf" if path.is_dir() and model.engine in ("llama_cpp", "bitnet_cpp") else path
+    """The first format of an export stage where the engine takes a GGUF file, or the path itself.
+
+    Raises:
+        ValueError: that is no GGUF file.
+    """
+    if not path.is_dir() or model.engine not in ("llama_cpp", "bitnet_cpp"):
+        return path
+    manifest = Manifest.read(path)
+    file = path / str(manifest.figures["model"]["path"] if manifest and "model" in manifest.figures else "model.gguf")
+    if file.suffix != ".gguf" or not file.is_file():
+        raise ValueError(
+            f"model {model.name!r}: {str(file)!r} is no GGUF file, which {model.engine} takes: set its file, e.g. export/model.gguf"
+        )
+    return file
 
 
 def ask_all(config: ServeConfig, url: str, metrics: MetricsLog) -> list[Sample]:

@@ -27,8 +27,20 @@ def main(config: TeacherConfig, status: bool = False, delete: bool = False) -> N
         take_down(config.application)
         print(f"teacher application {config.application!r} is gone")
     else:
+        config = with_absolute_paths(config)
         deploy(config, materialize(config.model, resolve_home(config.models)))
         print(f"teacher application {config.application!r} is up; students name it with teacher.application={config.application}")
+
+
+def with_absolute_paths(config: TeacherConfig) -> TeacherConfig:
+    """The configuration with paths that are good in every process: relative ones stand where those of runs do, and not in Ray's copy of
+    the working directory, which goes."""
+    cache, http = config.cache, config.http
+    if cache and "://" not in cache.path:
+        cache = cache.model_copy(update={"path": str(resolve_home(cache.path))})
+    if http:
+        http = http.model_copy(update={"token_file": str(resolve_home(http.token_file))})
+    return config.model_copy(update={"cache": cache, "http": http})
 
 
 if __name__ == "__main__":

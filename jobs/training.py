@@ -12,6 +12,7 @@ def run_training(config: TrainConfig) -> None:
     if stage.done:
         print(f"{config.stage}: already done in {stage.directory}")
         return
+    stage.protect("checkpoints")
     connect()
     with stage:
         if not stage.resumed:

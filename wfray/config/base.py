@@ -18,7 +18,7 @@ from pydantic import BaseModel, ConfigDict, ValidationError
 
 
 class Location:
-    """Marks a field that says where a thing is kept or how many work on it, not what it is: left out of the digest."""
+    """Marks a field that says where a thing is kept, or how many work on it in what pieces, not what it is: left out of the digest."""
 
 
 RunPath = Annotated[str, Location()]
@@ -170,6 +170,14 @@ def nested_models(annotation: Any, seen: set[type[BaseModel]]) -> set[type[BaseM
     for argument in getattr(annotation, "__args__", ()):
         nested_models(argument, seen)
     return seen
+
+
+def differing_keys(before: Any, after: Any, prefix: str = "") -> list[str]:
+    """`key before -> after` of every leaf in which two plain trees differ, keys dotted."""
+    if isinstance(before, dict) and isinstance(after, dict):
+        keys = [*before, *(key for key in after if key not in before)]
+        return [line for key in keys for line in differing_keys(before.get(key), after.get(key), f"{prefix}.{key}".lstrip("."))]
+    return [] if before == after else [f"{prefix} {before!r:.60} -> {after!r:.60}"]
 
 
 def without_locations(value: Any) -> Any:

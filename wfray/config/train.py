@@ -124,9 +124,9 @@ class TeacherUse(Config):
     application: str = "teacher"
     made_by: str | None = None
     """Stage or directory that made the teacher's model, where a stage did: when that changes, this stage is done anew."""
-    in_flight: PositiveInt = 2
+    in_flight: Annotated[PositiveInt, Location()] = 2
     """Batches asked for ahead of the student, per worker."""
-    timeout_seconds: PositiveFloat = 120.0
+    timeout_seconds: Annotated[PositiveFloat, Location()] = 120.0
     """How long to wait for the application or for one answer before the job stops."""
 
 
@@ -147,12 +147,13 @@ class Training(Config):
     """The stage's budget."""
     batch_tokens: PositiveInt
     """Tokens of one optimizer step, over all workers; a multiple of micro_rows x sequence length x workers."""
-    micro_rows: PositiveInt = 4
-    """Packed rows of one forward pass on one worker: lower it when memory runs out."""
+    micro_rows: Annotated[PositiveInt, Location()] = 4
+    """Packed rows of one forward pass on one worker: lower it when memory runs out, and a stage that was stopped goes on. Losses repeat
+    to the bit for equal numbers only."""
     seed: int = 0
     precision: Precision = "auto"
     """Of the forward and backward products; master weights and optimizer states are float32."""
-    gradient_checkpointing: bool = False
+    gradient_checkpointing: Annotated[bool, Location()] = False
     """Keep the inputs of each layer only and compute the rest again in the backward pass: less memory, a third more work."""
     compile: bool = False
     """Compile the decoder layers: a ternary step takes two thirds of its time, after about half a minute once. CPUs need a C++ compiler

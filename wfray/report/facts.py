@@ -26,6 +26,7 @@ TERMS = {
     "loss": "loss",
     "cross_entropy": "cross-entropy",
     "logits_kl": "KL of the logits",
+    "concrete_score": "concrete scores",
     "alignment": "layer alignment",
     "attention_relations": "attention relations",
     "learning_rate": "learning rate",

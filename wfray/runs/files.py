@@ -4,6 +4,7 @@ import hashlib
 import json
 import os
 import shutil
+import uuid
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
@@ -18,8 +19,8 @@ def write_aside(target: Path) -> Iterator[Path]:
     The caller creates a file or a directory at the yielded path. An existing directory at `target` is replaced.
     """
     target.parent.mkdir(parents=True, exist_ok=True)
-    aside = target.with_name(f".{target.name}.partial-{os.getpid()}")
-    remove(aside)
+    # Processes of several machines may have one number.
+    aside = target.with_name(f".{target.name}.partial-{os.getpid()}-{uuid.uuid4().hex[:8]}")
     try:
         yield aside
         flush_tree(aside)

@@ -16,15 +16,16 @@ WITHOUT_LOCKS = {errno.ENOSYS, errno.EOPNOTSUPP, errno.ENOLCK}
 """What mounted object stores answer: there, that only one writes is up to the user."""
 
 
-def lock(directory: Path) -> IO[bytes]:
-    """Lock `directory` until the returned file is closed.
+def lock(directory: Path, wait_seconds: float | None = None, name: str = LOCK) -> IO[bytes]:
+    """Lock `directory`, or with another `name` some part of it, until the returned file is closed.
 
     Raises:
-        ValueError: another process holds it, and still does after `WAIT_SECONDS`.
+        ValueError: another process holds it, and still does after `wait_seconds` (`WAIT_SECONDS` unless given).
     """
-    file, deadline = (directory / LOCK).open("wb"), time.monotonic() + WAIT_SECONDS
+    wait_seconds = WAIT_SECONDS if wait_seconds is None else wait_seconds
+    file, deadline = (directory / name).open("wb"), time.monotonic() + wait_seconds
     if not locked(file):
-        print(f"{str(directory)!r} is being written by another process: waiting up to {WAIT_SECONDS:.0f} s for its end", flush=True)
+        print(f"{str(directory)!r} is being written by another process: waiting up to {wait_seconds:.0f} s for its end", flush=True)
     while not locked(file):
         if time.monotonic() > deadline:
             file.close()

@@ -18,7 +18,7 @@ from typing import Any, Literal, Self
 
 from pydantic import BaseModel
 
-from wfray.config.base import Config, StageConfig
+from wfray.config.base import Config, StageConfig, differing_keys
 from wfray.runs.files import remove, remove_partials, sha256_of, size_of, write_aside, write_json
 from wfray.runs.lock import LOCK, lock
 from wfray.runs.metrics import MetricsLog
@@ -111,9 +111,25 @@ class Stage:
         path = own if own.exists() else resolve_home(reference)
         if not path.exists():
             raise ValueError(f"{role}: {reference!r} is neither a stage in {str(self.run)!r} nor a path that exists")
-        if path.is_dir() and (manifest := Manifest.read(path)) and manifest.status != "complete":
-            raise ValueError(f"{role}: stage {path.name!r} in {str(path.parent)!r} is {manifest.status}, not complete; run it again first")
+        stage = path if path.is_dir() else self.run / Path(reference).parts[0]
+        if own.exists() or path.is_dir():
+            self._check_parent(role, stage, path)
         return path
+
+    def _check_parent(self, role: str, stage: Path, path: Path) -> None:
+        """Raise `ValueError` where `path`, a stage or something within one, is not what a complete stage made."""
+        manifest = Manifest.read(stage) if stage.is_dir() else None
+        if manifest is None:
+            return
+        if manifest.status != "complete":
+            raise ValueError(
+                f"{role}: stage {stage.name!r} in {str(stage.parent)!r} is {manifest.status}, not complete; run it again first"
+            )
+        outputs = [stage / output.path for output in manifest.outputs]
+        if path != stage and not any(path == output or output in path.parents for output in outputs):
+            raise ValueError(
+                f"{role}: {str(path)!r} is none of the outputs of stage {stage.name!r}, which are {', '.join(o.name for o in outputs)}"
+            )
 
     @property
     def done(self) -> bool:
@@ -152,6 +168,22 @@ class Stage:
         with write_aside(self.directory / "config.yaml") as aside:
             aside.write_text(self.config.to_yaml(), encoding="utf-8")
         return self
+
+    def protect(self, name: str) -> None:
+        """Before the stage: see that nothing of worth is deleted by beginning anew.
+
+        Raises:
+            ValueError: an interrupted attempt of another configuration or other parents left files in the directory `name`.
+        """
+        manifest, place = Manifest.read(self.directory), self.directory / name
+        if manifest is None or manifest.status == "complete" or self.resumable or not (place.is_dir() and any(place.iterdir())):
+            return
+        changes = differing_keys(manifest.config, self.config.model_dump(mode="json"))
+        changes += [f"another {role}" for role, identity in self.parents.items() if manifest.parents.get(role) != identity]
+        raise ValueError(
+            f"{str(place)!r} is of an attempt that differs ({'; '.join(changes)}): go on with that one as it was, give this one another "
+            f"name (stage=...), or delete that directory to begin anew"
+        )
 
     def clear(self) -> None:
         """Within the stage: delete what earlier attempts left."""

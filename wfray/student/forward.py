@@ -63,16 +63,18 @@ def run_body(
     capture = None if qkv_layer is None else AttentionCapture(qkv_layer)
     layers: list[Tensor] = []
     hooks = [layer.register_forward_hook(collect(layers)) for layer in decoder_layers(model)] if with_layers else []
-    output = model.base_model(
-        input_ids=batch["input_ids"].long(),
-        position_ids=batch["position_ids"].long(),
-        segments=segments,
-        capture=capture,
-        observe=observe,
-        use_cache=False,
-    )
-    for hook in hooks:
-        hook.remove()
+    try:
+        output = model.base_model(
+            input_ids=batch["input_ids"].long(),
+            position_ids=batch["position_ids"].long(),
+            segments=segments,
+            capture=capture,
+            observe=observe,
+            use_cache=False,
+        )
+    finally:
+        for hook in hooks:
+            hook.remove()
     return BodyOutput(output.last_hidden_state, segments, layers, None if capture is None else capture.states)
 
 

@@ -14,9 +14,13 @@ from wfray.config.model import Architecture, HubModel, LocalModel, ModelSource, 
 from wfray.data.packages import package_directory
 from wfray.data.tokenizer import load_tokenizer
 from wfray.runs import resolve_home, sha256_of, write_aside
+from wfray.runs.lock import lock
 from wfray.student.checkpoint import copy_tokenizer, empty_model, fitting, read_config, write_config
 from wfray.student.families import family_of
 from wfray.student.weights import MAX_SHARD_BYTES, Weights, write_weights
+
+FETCH_SECONDS = 6 * 3600.0
+"""A large model takes its time."""
 
 
 def materialize(source: ModelSource, models: Path) -> Path:
@@ -31,18 +35,27 @@ def materialize(source: ModelSource, models: Path) -> Path:
     directory = models / (source.digest()[:16] + content)
     if directory.exists():
         return directory
-    with write_aside(directory) as aside:
-        match source:
-            case HubModel():
-                copy_checkpoint(download(source), aside, source.architecture)
-            case LocalModel():
-                copy_checkpoint(resolve_home(source.path), aside, source.architecture)
-            case PackageGGUF() | RandomModel():
-                model = make_model(source)
-                check_architecture(model.config, source.architecture)
-                model.bfloat16().save_pretrained(aside)
-        load_tokenizer(source).save_pretrained(aside)
+    models.mkdir(parents=True, exist_ok=True)
+    # Jobs that are submitted together ask for one model together: the second waits for what the first writes.
+    with lock(models, FETCH_SECONDS, name=f".{directory.name}.lock"):
+        if not directory.exists():
+            with write_aside(directory) as aside:
+                write_model(source, aside)
     return directory
+
+
+def write_model(source: ModelSource, target: Path) -> None:
+    """Write the model of `source` and its tokenizer to the new directory `target`."""
+    match source:
+        case HubModel():
+            copy_checkpoint(download(source), target, source.architecture)
+        case LocalModel():
+            copy_checkpoint(resolve_home(source.path), target, source.architecture)
+        case PackageGGUF() | RandomModel():
+            model = make_model(source)
+            check_architecture(model.config, source.architecture)
+            model.bfloat16().save_pretrained(target)
+    load_tokenizer(source).save_pretrained(target)
 
 
 def download(source: HubModel) -> Path:

@@ -14,6 +14,10 @@ from wfray.teacher.signals import SignalRequest, encode, encode_sparse
 from wfray.teacher.sparse import sample_of, top_k_of, uniforms
 
 
+class EngineGone(RuntimeError):
+    """An engine's own process has ended: whoever watches over it replaces it, and what was asked may be asked again."""
+
+
 class Engine(Protocol):
     """A model that answers. Not thread-safe: see `FairQueue`."""
 

@@ -1,12 +1,23 @@
 """Who a teacher is, and what it can be asked: checked by a student before its first step and before every request."""
 
 import hashlib
+import json
 
 import numpy as np
 from pydantic import BaseModel
+from transformers import PretrainedConfig
 
 from wfray.config.teacher import ENGINE_WIRES, EngineName
 from wfray.teacher.signals import SignalRequest
+
+NOT_THE_FUNCTION = ("_name_or_path", "transformers_version", "dtype", "architectures")
+"""Of a model's configuration: where it came from, and what has a field of its own."""
+
+
+def config_sha256(config: PretrainedConfig) -> str:
+    """SHA-256 (hex) of what a model's configuration says of the function that it computes."""
+    fields = {name: value for name, value in config.to_dict().items() if name not in NOT_THE_FUNCTION}
+    return hashlib.sha256(json.dumps(fields, sort_keys=True, default=str).encode()).hexdigest()
 
 
 class Fingerprint(BaseModel):
@@ -24,6 +35,8 @@ class Fingerprint(BaseModel):
     max_length: int
     engine_arguments: list[str] = []
     """Of a server's command line: they may change what it computes."""
+    config_sha256: str = ""
+    """Of the model's configuration: equal weights with other rotary frequencies are another function."""
 
     @property
     def digest(self) -> str:

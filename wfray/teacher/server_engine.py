@@ -27,8 +27,8 @@ from wfray.quant.precision import DTYPES
 from wfray.runs.children import die_with_parent, end_group, free_port
 from wfray.student.checkpoint import read_config
 from wfray.student.weights import Weights
-from wfray.teacher.engine import signals_of_hidden
-from wfray.teacher.fingerprint import Fingerprint
+from wfray.teacher.engine import EngineGone, signals_of_hidden
+from wfray.teacher.fingerprint import Fingerprint, config_sha256
 from wfray.teacher.signals import SignalRequest, encode
 
 START_SECONDS = 600
@@ -63,6 +63,7 @@ class ServerEngine(ABC):
             hidden_size=config.hidden_size,
             num_layers=config.num_hidden_layers,
             max_length=config.max_position_embeddings,
+            config_sha256=config_sha256(config),
             engine_arguments=arguments,
         )
         weights = Weights(directory)
@@ -127,8 +128,11 @@ class ServerEngine(ABC):
         self.log.close()
 
     def post(self, path: str, body: dict) -> requests.Response:
-        """Ask the server; an error names what it said."""
-        response = self.session.post(f"{self.url}{path}", json=body, timeout=ANSWER_SECONDS)
+        """Ask the server; an error names what it said. Raises `EngineGone` where it has ended."""
+        try:
+            response = self.session.post(f"{self.url}{path}", json=body, timeout=ANSWER_SECONDS)
+        except requests.RequestException as error:
+            raise EngineGone(f"{self.name} is gone ({type(error).__name__}): its replica will be replaced") from None
         if not response.ok:
             raise RuntimeError(f"{self.name} answered {response.status_code} to {path}: {response.text[:500]}")
         return response

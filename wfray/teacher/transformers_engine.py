@@ -18,7 +18,7 @@ from wfray.student.checkpoint import load_original
 from wfray.student.forward import lm_head_weight, run_body
 from wfray.student.weights import Weights
 from wfray.teacher.engine import signals_of_hidden
-from wfray.teacher.fingerprint import Fingerprint
+from wfray.teacher.fingerprint import Fingerprint, config_sha256
 from wfray.teacher.signals import SignalRequest, encode
 
 
@@ -41,6 +41,7 @@ class TransformersEngine:
             hidden_size=config.hidden_size,
             num_layers=config.num_hidden_layers,
             max_length=config.max_position_embeddings,
+            config_sha256=config_sha256(config),
         )
 
     @torch.inference_mode()

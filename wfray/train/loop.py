@@ -187,7 +187,8 @@ class Trainer:
         reason = f"step {step + 1}: loss {loss} and gradient norm {norm} must be finite"
         if self.state.num_refused >= min(MAX_REFUSED, self.config.num_steps):
             raise FloatingPointError(
-                f"{reason}, as in the {self.state.num_refused - 1} steps before; lower train.optimizer.learning_rate. "
+                f"{reason}, as in the {self.state.num_refused - 1} steps before; train it anew under another name with a lower "
+                "train.optimizer.learning_rate. "
                 f"Last good checkpoint: {self.checkpoints.newest() or 'none, the stage starts from its parent'}"
             )
         return {"refused": reason}

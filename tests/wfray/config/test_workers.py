@@ -4,7 +4,7 @@ from typing import Any
 
 import pytest
 
-from wfray.config.train import TrainConfig
+from wfray.config.train import TeacherUse, TrainConfig
 
 
 def config(**train: Any) -> TrainConfig:
@@ -26,7 +26,14 @@ def test_a_range_of_workers_is_read_and_counted() -> None:
 
 def test_a_stage_goes_on_with_another_number_of_workers() -> None:
     assert config(num_workers=4).digest() == config(num_workers=[1, 2]).digest() == config(max_failures=9).digest()
-    assert config(micro_rows=1).digest() != config().digest()
+
+
+def test_a_stage_that_ran_out_of_memory_or_patience_goes_on_with_what_its_message_says() -> None:
+    """Micro-batches and recomputation change the last bits at most, waiting for the teacher not even these."""
+    assert config(micro_rows=1).digest() == config(gradient_checkpointing=True).digest() == config().digest()
+    teachers = [TeacherUse(), TeacherUse(timeout_seconds=600), TeacherUse(in_flight=8)]
+    assert len({teacher.digest() for teacher in teachers}) == 1 and TeacherUse(application="other").digest() != teachers[0].digest()
+    assert config(batch_tokens=480).digest() != config().digest()
 
 
 @pytest.mark.parametrize(

@@ -6,13 +6,14 @@ import re
 import shutil
 from html.parser import HTMLParser
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 import pytest
 
 import jobs.report
-from wfray.config.train import TrainConfig
+from wfray.config.train import Objective, TrainConfig
 from wfray.report import write_report
+from wfray.report.facts import TERMS
 from wfray.report.numbers import perplexity
 from wfray.runs import Manifest, Stage
 
@@ -208,3 +209,8 @@ def test_a_directory_without_a_run_is_one_clear_error(tmp_path: Path, capfd: pyt
 def test_the_job_prints_the_path(whole_run: Path, capsys: pytest.CaptureFixture[str]) -> None:
     jobs.report.main([str(whole_run)])
     assert capsys.readouterr().out.strip() == str(whole_run / "report.html")
+
+
+def test_every_objective_has_a_name_on_the_page() -> None:
+    kinds = {get_args(objective.model_fields["kind"].annotation)[0] for objective in get_args(get_args(Objective)[0])}
+    assert len(kinds) >= 5 and kinds <= set(TERMS)

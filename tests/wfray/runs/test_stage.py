@@ -164,3 +164,46 @@ def test_relative_paths_in_a_ray_working_directory_are_refused(tmp_path: Path, m
         resolve_home("runs/x")
     monkeypatch.setenv("WFRAY_HOME", str(tmp_path))
     assert resolve_home("runs/x") == tmp_path / "runs/x"
+
+
+def stopped(tmp_path: Path, **values: object) -> Path:
+    """An attempt at the stage `child` that was killed and left a checkpoint; the checkpoint."""
+    run(toy(tmp_path, stage="parent"), "a")
+    with pytest.raises(OSError), Stage.of(toy(tmp_path, **values)) as stage:
+        kept = stage.directory / "checkpoints" / "step-1"
+        kept.mkdir(parents=True)
+        (kept / "weights").write_text("much work")
+        raise OSError("killed")
+    return kept
+
+
+def test_the_work_of_another_configuration_is_not_deleted_unasked(tmp_path: Path) -> None:
+    kept = stopped(tmp_path, value=1)
+    Stage.of(toy(tmp_path, value=1)).protect("checkpoints")
+    with pytest.raises(
+        ValueError, match=r"checkpoints' is of an attempt that differs \(value 1 -> 2\): go on with that one as it was, .*stage="
+    ):
+        Stage.of(toy(tmp_path, value=2)).protect("checkpoints")
+    run(toy(tmp_path, stage="parent"), "other")
+    with pytest.raises(ValueError, match=r"differs \(another source\)"):
+        Stage.of(toy(tmp_path, value=1)).protect("checkpoints")
+    assert (kept / "weights").read_text() == "much work"
+
+
+def test_what_a_complete_stage_left_may_go(tmp_path: Path) -> None:
+    run(toy(tmp_path, stage="parent"), "a")
+    with Stage.of(toy(tmp_path)) as stage:
+        (stage.directory / "checkpoints" / "step-1").mkdir(parents=True)
+    Stage.of(toy(tmp_path, value=3)).protect("checkpoints")
+
+
+def test_a_file_in_a_stage_is_an_input_where_the_stage_is_complete_and_made_it(tmp_path: Path) -> None:
+    run(toy(tmp_path, stage="parent"), "a")
+    assert Stage.of(toy(tmp_path, source="parent/out.txt")).inputs["source"] == tmp_path / "parent" / "out.txt"
+    (tmp_path / "parent" / "older.txt").write_text("of another attempt")
+    with pytest.raises(ValueError, match=r"older.txt' is none of the outputs of stage 'parent', which are out.txt"):
+        Stage.of(toy(tmp_path, source="parent/older.txt"))
+    with pytest.raises(RuntimeError), Stage.of(toy(tmp_path, stage="parent", value=5)):
+        raise RuntimeError("broken")
+    with pytest.raises(ValueError, match=r"stage 'parent' in .* is failed, not complete"):
+        Stage.of(toy(tmp_path, source="parent/out.txt"))

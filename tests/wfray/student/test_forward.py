@@ -44,3 +44,11 @@ def test_generation_equals_plain_transformers(family: str, options: dict[str, in
         for attention in ("segments", "eager")
     )
     assert ours.shape == (1, 15) and torch.equal(ours, plain)
+
+
+def test_a_pass_that_fails_leaves_nothing_in_the_model(packed: dict[str, torch.Tensor]) -> None:
+    """A hook that stayed would keep what every later pass computes."""
+    model = rough_model("llama")
+    with pytest.raises(IndexError):
+        run_body(model, {**packed, "input_ids": packed["input_ids"] + 10_000}, with_layers=True)
+    assert not any(layer._forward_hooks for layer in model.model.layers)

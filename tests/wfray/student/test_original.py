@@ -1,6 +1,7 @@
 """Any source becomes one bfloat16 checkpoint directory that transformers reads too."""
 
 import json
+import multiprocessing
 from pathlib import Path
 
 import pytest
@@ -66,7 +67,7 @@ def test_an_unknown_family_is_refused_by_name_and_nothing_is_left(tmp_path: Path
     (tmp_path / "config.json").write_text(json.dumps({"model_type": "gpt2"}))
     with pytest.raises(ValueError, match="'gpt2' cannot become students; known families: gemma3_text, llama"):
         materialize(local(tmp_path), tmp_path / "models")
-    assert not list((tmp_path / "models").iterdir())
+    assert not [path for path in (tmp_path / "models").iterdir() if path.suffix != ".lock"]
 
 
 def test_another_architecture_is_refused_with_every_difference() -> None:
@@ -75,3 +76,17 @@ def test_another_architecture_is_refused_with_every_difference() -> None:
     wanted = Architecture.model_validate({**found.model_dump(), "num_layers": 30, "hidden_size": 576})
     with pytest.raises(ValueError, match=r"num_layers is 2, not 30; hidden_size is 32, not 576"):
         check_architecture(rough_model("llama").config, wanted)
+
+
+def test_two_jobs_that_want_one_model_write_it_once(tmp_path: Path) -> None:
+    """The second waits, and the directory that the first reads on stays."""
+    given = checkpoint(tmp_path / "given", max_shard_size="20KB")
+    context = multiprocessing.get_context("spawn")
+    with context.Pool(3) as pool:
+        found = pool.starmap(inode_of_model, [(str(given), str(tmp_path / "models"))] * 6)
+    assert len(set(found)) == 1
+
+
+def inode_of_model(given: str, models: str) -> int:
+    """Of the first file of the directory."""
+    return (materialize(local(Path(given)), Path(models)) / "config.json").stat().st_ino

@@ -4,8 +4,10 @@ from typing import Any
 
 import numpy as np
 import pytest
+from transformers import LlamaConfig
 
 from wfray.teacher import Fingerprint, SignalRequest
+from wfray.teacher.fingerprint import config_sha256
 
 QWEN = Fingerprint(
     model_sha256="a" * 64, family="qwen2", engine="transformers", engine_version="5.23.0", dtype="bfloat16", tokenizer_sha256="b" * 64,
@@ -48,3 +50,16 @@ def test_another_teacher_has_another_name_and_the_difference_is_told(change: dic
     other = QWEN.model_copy(update=change)
     assert other.digest != QWEN.digest
     assert list(change)[0] in QWEN.differences(other) and "tokenizer" not in QWEN.differences(other)
+
+
+def test_equal_weights_of_another_function_are_another_teacher() -> None:
+    settings = {"hidden_size": 64, "num_hidden_layers": 2}
+    given, same = LlamaConfig(**settings), LlamaConfig(**settings, name_or_path="elsewhere", dtype="bfloat16")
+    others = [
+        LlamaConfig(**settings, rms_norm_eps=0.1),
+        LlamaConfig(**settings, rope_parameters={"rope_type": "default", "rope_theta": 10.0}),
+    ]
+    assert config_sha256(given) == config_sha256(same)
+    assert len({config_sha256(config) for config in (given, *others)}) == 3
+    teachers = [QWEN.model_copy(update={"config_sha256": config_sha256(config)}) for config in (given, *others)]
+    assert len({teacher.digest for teacher in teachers}) == 3 and "config_sha256" in teachers[0].differences(teachers[1])

@@ -14,7 +14,7 @@ from wfray.config.teacher import TeacherConfig
 from wfray.data.batch import derive_positions
 from wfray.data.tokenizer import load_directory_tokenizer
 from wfray.student import materialize
-from wfray.teacher import SignalRequest, TransformersEngine, decode_signals, make_engine, make_service
+from wfray.teacher import EngineGone, SignalRequest, TransformersEngine, decode_signals, make_engine, make_service
 from wfray.teacher.server_engine import ServerEngine, documents_of
 
 ROOT = Path(__file__).parents[3]
@@ -94,13 +94,15 @@ def test_a_server_answers_as_transformers_does(engine: ServerEngine, real_model:
 @pytest.mark.engine
 @pytest.mark.slow
 @pytest.mark.timeout(900)
-def test_a_server_that_dies_is_noticed_and_one_that_is_closed_leaves_no_process(engine: ServerEngine) -> None:
+def test_a_server_that_dies_is_noticed_and_one_that_is_closed_leaves_no_process(engine: ServerEngine, rows: dict[str, np.ndarray]) -> None:
     engine.check_health()
     family = [psutil.Process(engine.process.pid), *psutil.Process(engine.process.pid).children(recursive=True)]
     family[0].kill()
     engine.process.wait()
     with pytest.raises(RuntimeError, match=f"{engine.name} ended with code -9"):
         engine.check_health()
+    with pytest.raises(EngineGone, match=f"{engine.name} is gone"):
+        engine.signals(rows, SignalRequest(wires=["hidden"]))
     for process in family[1:]:
         if process.is_running():
             process.terminate()
