@@ -24,6 +24,7 @@ from wfray.student.compiled import compile_layers
 from wfray.student.kind import CausalStudent, StudentKind
 from wfray.student.original import architecture_of
 from wfray.teacher import Fingerprint, SignalRequest
+from wfray.teacher.fingerprint import RECORD, recorded_teacher
 from wfray.train import CheckpointStore, Collective, Feed, Replica, StepPlan, Trainer
 from wfray.train.influence import StudentProbe, make_mixer
 from wfray.train.optimizer import make_optimizer
@@ -119,16 +120,14 @@ def connect_teacher(config: TrainConfig, corpus: PackedCorpus, student: Any, voc
 
 def require_same_teacher(teacher: Fingerprint, directory: Path, is_resumed: bool, is_first: bool) -> None:
     """Remember the teacher of a stage; raises `ValueError` where one that is gone on with had another."""
-    path = directory / "teacher.json"
-    if is_resumed and path.exists():
-        known = Fingerprint.model_validate_json(path.read_text(encoding="utf-8"))
-        if known != teacher:
+    if is_resumed and (known := recorded_teacher(directory)):
+        if known.digest != teacher.digest:
             raise ValueError(
                 f"the stage began with another teacher ({known.differences(teacher)}): deploy that one again, or delete {str(directory)!r} "
                 "to begin anew"
             )
     elif is_first:
-        write_json(path, teacher.model_dump())
+        write_json(directory / RECORD, teacher.model_dump())
 
 
 def check_teacher(teacher: Fingerprint, config: TrainConfig, corpus: PackedCorpus, student: Any) -> None:

@@ -1,5 +1,6 @@
 """The stages of a pipeline: their configurations as the pipeline's file names them, and what remains to be done."""
 
+import json
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -95,11 +96,24 @@ def pending_stages(planned: list[PlannedStage], keep: bool = False) -> set[str]:
     A teacher, named by its application, runs when a pending stage asks it. With `keep`, what is served runs too, since its cluster is gone.
     """
     pending = {stage.name for stage in planned if keep and stage.job == "serve"}
+    teachers = {stage.config.application: stage.config for stage in planned if isinstance(stage.config, TeacherConfig)}
     for stage in planned:
-        if isinstance(stage.config, StageConfig) and (pending & stages_read(stage.config) or not is_done(stage.config)):
+        if not isinstance(stage.config, StageConfig):
+            continue
+        if pending & stages_read(stage.config) or not is_done(stage.config) or has_another_teacher(stage, teachers):
             pending.add(stage.name)
     asked = {stage.asks for stage in planned if stage.name in pending}
     return pending | {stage.name for stage in planned if isinstance(stage.config, TeacherConfig) and stage.config.application in asked}
+
+
+def has_another_teacher(stage: PlannedStage, teachers: dict[str, TeacherConfig]) -> bool:
+    """Whether the teacher that the plan deploys is another one than the one that taught a stage."""
+    teacher = teachers.get(stage.asks or "")
+    record = Path(stage.config.run) / stage.config.stage / "teacher.json" if isinstance(stage.config, StageConfig) else Path()
+    if teacher is None or not record.is_file():
+        return False
+    recorded = json.loads(record.read_text(encoding="utf-8")).get("source_sha256")
+    return bool(recorded) and recorded != teacher.source_sha256
 
 
 def stages_read(config: StageConfig) -> set[str]:

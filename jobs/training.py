@@ -1,7 +1,10 @@
 """What the training stages share: student + corpus (+ teacher) -> student."""
 
+from pathlib import Path
+
 from actors.connection import connect
 from actors.student import train_student
+from actors.teacher_record import taught_by_another
 from wfray.config.train import TrainConfig
 from wfray.runs import Stage, read_metrics
 
@@ -9,7 +12,7 @@ from wfray.runs import Stage, read_metrics
 def run_training(config: TrainConfig) -> None:
     """Run one training stage, or go on with it where an interrupted attempt stopped."""
     stage = Stage.of(config)
-    if stage.done:
+    if stage.done and not has_another_teacher(config, stage.directory):
         print(f"{config.stage}: already done in {stage.directory}")
         return
     stage.protect("checkpoints")
@@ -25,6 +28,14 @@ def run_training(config: TrainConfig) -> None:
     print(f"{config.stage}: loss {figures['first_loss']:.3f} -> {figures['last_loss']:.3f} after {figures['tokens']:,} tokens")
     if stopped := figures.get("stopped"):
         print(f"{config.stage}: ended early, {stopped}")
+
+
+def has_another_teacher(config: TrainConfig, stage: Path) -> bool:
+    """Whether the teacher that is deployed now is another one than taught a stage; where none is, that stays open."""
+    if config.teacher is None:
+        return False
+    connect()
+    return taught_by_another(config.teacher.application, stage)
 
 
 def summary(rows: list[dict]) -> dict:

@@ -24,6 +24,7 @@ from safetensors.torch import load
 from actors.student_worker import run_worker
 from actors.teacher import deploy, status_of, take_down
 from actors.teacher_client import TeacherClient
+from actors.teacher_record import taught_by_another
 from cluster.local import LocalCluster
 from jobs.teacher import main
 from tests.wfray.data.conftest import SEQUENCE_LENGTH, smollm2, tokenizer, write_corpus
@@ -33,7 +34,7 @@ from wfray.config.teacher import TeacherConfig
 from wfray.config.train import TeacherUse, TrainConfig
 from wfray.data.shards import write_index
 from wfray.data.tokenizer import tokenizer_sha256
-from wfray.runs import read_metrics
+from wfray.runs import read_metrics, write_json
 from wfray.student import convert, save_student
 from wfray.teacher import SignalRequest, TransformersEngine
 
@@ -194,6 +195,24 @@ def wait_for(what: Callable[[], bool], seconds: float = 60) -> None:
     while not what():
         assert time.monotonic() < deadline, "it did not happen"
         time.sleep(0.05)
+
+
+def test_a_stage_is_known_by_the_teacher_that_taught_it(place: Place, tmp_path: Path) -> None:
+    """Its source alone, a copy in another directory, makes no other teacher."""
+    teacher = status_of(NAME)[0]["fingerprint"]
+    assert teacher["source_sha256"] == teacher_config(place.directory).source_sha256
+    changes = {
+        "itself": {},
+        "copied": {"source_sha256": "0"},
+        "other weights": {"model_sha256": "0"},
+        "other figures": {"config_sha256": "0"},
+    }
+    found = {}
+    for name, change in changes.items():
+        write_json(tmp_path / "teacher.json", teacher | change)
+        found[name] = taught_by_another(NAME, tmp_path)
+    assert found == {"itself": False, "copied": False, "other weights": True, "other figures": True}
+    assert not taught_by_another("not-deployed", tmp_path) and not taught_by_another(NAME, tmp_path / "not taught")
 
 
 def test_a_request_longer_than_the_model_is_refused_before_it_is_sent(place: Place) -> None:

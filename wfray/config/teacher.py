@@ -1,5 +1,7 @@
 """Configuration of the teacher application."""
 
+import hashlib
+import json
 from typing import Literal, Self
 
 from pydantic import Field, NonNegativeFloat, PositiveFloat, PositiveInt, model_validator
@@ -72,6 +74,12 @@ class TeacherConfig(Config):
     """None: nobody outside Ray is answered."""
     start_timeout_seconds: PositiveFloat = 300.0
     """How long replicas may take to be scheduled and to load the model."""
+
+    @property
+    def source_sha256(self) -> str:
+        """Of what decides which function the teacher computes; a plan can compare it without a cluster."""
+        function = [self.model.digest(), self.engine, self.engine_arguments, self.dtype]
+        return hashlib.sha256(json.dumps(function).encode()).hexdigest()
 
     @model_validator(mode="after")
     def check(self) -> Self:

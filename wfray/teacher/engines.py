@@ -33,6 +33,7 @@ def make_service(config: TeacherConfig, directory: Path) -> TeacherService:
         ValueError: see `make_engine`; a wire cannot be given; the cache cannot be opened.
     """
     engine, meter = make_engine(config, directory), Meter()
+    engine.fingerprint = engine.fingerprint.model_copy(update={"source_sha256": config.source_sha256})
     store = SignalStore(config.cache, engine.fingerprint.digest, meter) if config.cache else None
     service = TeacherService(engine, meter, config.batch_tokens, store)
     service.probe(config.wires)

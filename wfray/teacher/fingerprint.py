@@ -2,6 +2,7 @@
 
 import hashlib
 import json
+from pathlib import Path
 
 import numpy as np
 from pydantic import BaseModel
@@ -18,6 +19,10 @@ def config_sha256(config: PretrainedConfig) -> str:
     """SHA-256 (hex) of what a model's configuration says of the function that it computes."""
     fields = {name: value for name, value in config.to_dict().items() if name not in NOT_THE_FUNCTION}
     return hashlib.sha256(json.dumps(fields, sort_keys=True, default=str).encode()).hexdigest()
+
+
+RECORD = "teacher.json"
+"""Who taught a stage, in its directory."""
 
 
 class Fingerprint(BaseModel):
@@ -38,10 +43,13 @@ class Fingerprint(BaseModel):
     config_sha256: str = ""
     """Of the model's configuration: equal weights with other rotary frequencies are another function."""
 
+    source_sha256: str = ""
+    """`TeacherConfig.source_sha256` of the deployment; models of one content may come from several sources."""
+
     @property
     def digest(self) -> str:
-        """A short name of it, 16 hexadecimal digits."""
-        return hashlib.sha256(self.model_dump_json().encode()).hexdigest()[:16]
+        """A short name of it, 16 hexadecimal digits, whatever source it came from."""
+        return hashlib.sha256(self.model_dump_json(exclude={"source_sha256"}).encode()).hexdigest()[:16]
 
     def check(self, request: SignalRequest, num_tokens: int = 0) -> None:
         """Raise `ValueError` when rows of `num_tokens` cannot be answered as the request wants."""
@@ -73,3 +81,9 @@ class Fingerprint(BaseModel):
         """The fields in which two teachers differ, for a message."""
         mine, others = self.model_dump(), other.model_dump()
         return ", ".join(f"{name} {mine[name]!s:.20} -> {others[name]!s:.20}" for name in mine if mine[name] != others[name])
+
+
+def recorded_teacher(stage: Path) -> Fingerprint | None:
+    """Who taught the stage in a directory; None where none is recorded."""
+    path = stage / RECORD
+    return Fingerprint.model_validate_json(path.read_text(encoding="utf-8")) if path.exists() else None
