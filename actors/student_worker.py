@@ -9,7 +9,8 @@ import torch
 from actors.student_metrics import with_metrics
 from actors.teacher_client import TeacherClient
 from wfray.config.diffuse import DiffuseConfig
-from wfray.config.train import AttentionRelations, TrainConfig
+from wfray.config.objectives import AttentionRelations
+from wfray.config.train import TrainConfig
 from wfray.data.corpus import PackedCorpus
 from wfray.data.stream import MixedStream
 from wfray.diffusion.student import DiffusionStudent

@@ -23,7 +23,8 @@ import torch.distributed.checkpoint as dcp
 
 from benchmarks import bodies
 from benchmarks.harness import report
-from wfray.config.train import CrossEntropy, TrainConfig
+from wfray.config.objectives import CrossEntropy
+from wfray.config.train import TrainConfig
 from wfray.data.stream import Cursor
 from wfray.objectives import StageLoss
 from wfray.student import lm_head_weight, run_body

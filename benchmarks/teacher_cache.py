@@ -13,8 +13,8 @@ from tempfile import TemporaryDirectory
 
 from benchmarks.harness import report
 from benchmarks.teachers import LENGTH, Step, Turns, client, deployed, part, passes, pin_all_but_this_thread, rows
+from wfray.config.objectives import CrossEntropy, LogitsKL
 from wfray.config.teacher import Wire
-from wfray.config.train import CrossEntropy, LogitsKL
 from wfray.data.batch import PackedBatch
 from wfray.runs.files import size_of
 from wfray.teacher import SignalRequest

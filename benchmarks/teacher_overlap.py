@@ -11,7 +11,7 @@ import statistics
 
 from benchmarks.harness import report
 from benchmarks.teachers import LENGTH, Step, Turns, client, deployed, pin_all_but_this_thread, rows
-from wfray.config.train import CrossEntropy, LogitsKL
+from wfray.config.objectives import CrossEntropy, LogitsKL
 from wfray.teacher import SignalRequest
 
 GOAL, GOAL_WAITING = 1.03, 0.01

@@ -16,8 +16,9 @@ import torch
 from actors.teacher import deploy, status_of, take_down
 from actors.teacher_client import TeacherClient
 from benchmarks.inputs import CACHE, ROOT, make_student, quickstart_corpus
+from wfray.config.objectives import Objective
 from wfray.config.teacher import TeacherConfig
-from wfray.config.train import Objective, TeacherUse
+from wfray.config.train import TeacherUse
 from wfray.data.batch import PackedBatch
 from wfray.data.corpus import PackedCorpus
 from wfray.data.stream import MixedStream

@@ -5,8 +5,9 @@ from typing import Self
 from pydantic import Field, PositiveInt, model_validator
 
 from wfray.config.mixing import LearnedMixing
+from wfray.config.objectives import LogitsKL
 from wfray.config.optimizer import MuonClip
-from wfray.config.train import LogitsKL, TrainConfig
+from wfray.config.train import TrainConfig
 
 
 class DiffuseConfig(TrainConfig):

@@ -2,7 +2,7 @@
 
 import math
 
-from wfray.config.train import Ramp
+from wfray.config.objectives import Ramp
 
 
 def ramp_at(weight: float | Ramp, progress: float) -> float:

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
-from wfray.config.train import Alignment, AttentionRelations, ConcreteScore, LogitsKL, Objective
+from wfray.config.objectives import Alignment, AttentionRelations, ConcreteScore, LogitsKL, Objective
 from wfray.objectives.alignment import alignment_loss
 from wfray.objectives.linear_losses import linear_losses
 from wfray.objectives.ramp import ramp_at

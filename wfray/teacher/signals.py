@@ -25,8 +25,8 @@ import torch
 from pydantic import BaseModel, NonNegativeInt, PositiveFloat, PositiveInt, model_validator
 from torch import Tensor
 
+from wfray.config.objectives import Alignment, AttentionRelations, ConcreteScore, LogitsKL, Objective
 from wfray.config.teacher import Wire
-from wfray.config.train import Alignment, AttentionRelations, ConcreteScore, LogitsKL, Objective
 from wfray.teacher.sparse import Sampled, TopK
 
 SPARSE = ("topk_", "sampled_")

@@ -9,7 +9,7 @@ from torch.nn import functional as F
 from tests.wfray.diffusion.conftest import BLOCK, MASK_ID, diffusion_model, packed_batch
 from tests.wfray.diffusion.reference import dense_mask, documents_of, padded
 from tests.wfray.student.conftest import rough_model
-from wfray.config.train import Objective
+from wfray.config.objectives import Objective
 from wfray.diffusion.forward import DiffusionForward
 from wfray.diffusion.noise import row_noise
 from wfray.objectives import StageLoss, Totals, num_related

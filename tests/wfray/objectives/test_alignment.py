@@ -6,7 +6,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from wfray.config.train import Alignment, Ramp
+from wfray.config.objectives import Alignment, Ramp
 from wfray.objectives import alignment_loss
 from wfray.objectives.alignment import layer_weights
 from wfray.objectives.ramp import ramp_at

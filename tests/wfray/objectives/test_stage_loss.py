@@ -7,7 +7,7 @@ import torch
 from pydantic import TypeAdapter
 from torch import Tensor
 
-from wfray.config.train import Objective
+from wfray.config.objectives import Objective
 from wfray.objectives import StageLoss, Totals, num_related, relation_loss
 from wfray.student.forward import BodyOutput
 from wfray.student.segments import Segments

@@ -11,7 +11,8 @@ from typing import Any, get_args
 import pytest
 
 import jobs.report
-from wfray.config.train import Objective, TrainConfig
+from wfray.config.objectives import Objective
+from wfray.config.train import TrainConfig
 from wfray.report import write_report
 from wfray.report.facts import TERMS
 from wfray.report.numbers import perplexity

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 from transformers import AutoModelForCausalLM
 
-from wfray.config.train import Alignment, AttentionRelations, CrossEntropy, LogitsKL
+from wfray.config.objectives import Alignment, AttentionRelations, CrossEntropy, LogitsKL
 from wfray.student import run_body
 from wfray.teacher import SignalRequest, TransformersEngine, decode_signals
 from wfray.teacher.signals import decode, encode

@@ -17,7 +17,7 @@ from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedModel
 from tests.wfray.student.conftest import SHAPE
 from tests.wfray.train.workers import run_workers
 from wfray.config.convert import Subln
-from wfray.config.train import Alignment, AttentionRelations, CrossEntropy, LogitsKL
+from wfray.config.objectives import Alignment, AttentionRelations, CrossEntropy, LogitsKL
 from wfray.objectives import StageLoss, Totals
 from wfray.quant import bit_linears, quantize_weight, set_lambda
 from wfray.student import convert, lm_head_weight, run_body
