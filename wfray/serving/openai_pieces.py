@@ -53,7 +53,11 @@ async def streamed(response: aiohttp.ClientResponse) -> AsyncGenerator[Piece, No
 
 
 def body_of(request: Request) -> tuple[str, Json]:
-    """The path and body that ask a server for an answer; one that repeats its prompt is not streamed."""
+    """The path and body that ask a server for an answer; one that repeats its prompt is not streamed.
+
+    Raises:
+        ValueError: a completion has no budget.
+    """
     sampling = request.sampling
     options: Json = {"max_tokens": sampling.max_tokens, "temperature": sampling.temperature, "top_p": sampling.top_p, "seed": sampling.seed}
     options |= {"model": SERVED_AS, "stop": list(sampling.stop) or None, "stream": not request.echo}
@@ -63,9 +67,9 @@ def body_of(request: Request) -> tuple[str, Json]:
     if isinstance(request.prompt, list) and request.prompt and isinstance(request.prompt[0], dict):
         options |= {"messages": request.prompt, "logprobs": None if wanted is None else True, "top_logprobs": wanted}
         return "/v1/chat/completions", given(options)
-    body = given(options | {"prompt": request.prompt, "logprobs": wanted, "echo": request.echo or None})
-    # Without the field such a server takes OpenAI's 16.
-    return "/v1/completions", body | {"max_tokens": sampling.max_tokens}
+    if sampling.max_tokens is None:
+        raise ValueError("max_tokens: this model's server would end a completion without it after 16 tokens: say how many")
+    return "/v1/completions", given(options | {"prompt": request.prompt, "logprobs": wanted, "echo": request.echo or None})
 
 
 def given(options: Json) -> Json:

@@ -62,7 +62,9 @@ def test_an_answer_that_is_broken_off_is_lost() -> None:
         read([SPLIT[0], {"error": {"message": "out of memory"}}], CHAT)
 
 
-@pytest.mark.parametrize("budget", [None, 7])
-def test_no_budget_is_said_and_not_left_to_the_servers_default(budget: int | None) -> None:
-    _, asked = read([END, USAGE], Request(prompt="Once", sampling=Sampling(max_tokens=budget)))
-    assert asked["max_tokens"] == budget
+def test_a_completion_without_a_budget_is_refused_and_a_conversation_goes_on() -> None:
+    """Servers take OpenAI's 16 tokens for the one, also where null is sent, and the whole context for the other."""
+    with pytest.raises(ValueError, match="max_tokens: .* after 16 tokens: say how many"):
+        read([END, USAGE], Request(prompt="Once"))
+    assert read([END, USAGE], Request(prompt="Once", sampling=Sampling(max_tokens=7)))[1]["max_tokens"] == 7
+    assert "max_tokens" not in read([END, USAGE], CHAT)[1]
