@@ -6,9 +6,9 @@
 | sglang | its own Python environment | seeds without --enable-deterministic-inference, which no CPU has; on CPUs: prefix reuse |
 | bitnet_cpp | a folder with its llama-server | log-probabilities, echo (see `wfray.serving.llama_server`) |
 
-Behind vllm and sglang a completion (not a chat) must say `max_tokens`: they take 16 where none or null is sent. None of the servers is fetched
-or built by the project. Sampling is what a request says: a model's own defaults (top_k and the like, in its generation_config.json) are
-switched off.
+Behind vllm and sglang a completion (not a chat) must say `max_tokens`: they take 16 where none or null is sent. None of the servers is
+fetched or built by the project. Sampling is what a request says: a model's own defaults (top_k and the like, in its
+generation_config.json) are switched off.
 """
 
 from collections.abc import Callable
