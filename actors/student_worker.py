@@ -10,6 +10,7 @@ from actors.student_metrics import with_metrics
 from actors.teacher_client import TeacherClient
 from wfray.config.diffuse import DiffuseConfig
 from wfray.config.objectives import AttentionRelations
+from wfray.config.teacher import RECORD
 from wfray.config.train import TrainConfig
 from wfray.data.corpus import PackedCorpus
 from wfray.data.stream import MixedStream
@@ -25,7 +26,7 @@ from wfray.student.compiled import compile_layers
 from wfray.student.kind import CausalStudent, StudentKind
 from wfray.student.original import architecture_of
 from wfray.teacher import Fingerprint, SignalRequest
-from wfray.teacher.fingerprint import RECORD, recorded_teacher
+from wfray.teacher.fingerprint import recorded_teacher
 from wfray.train import CheckpointStore, Collective, Feed, Replica, StepPlan, Trainer
 from wfray.train.influence import StudentProbe, make_mixer
 from wfray.train.optimizer import make_optimizer

@@ -6,6 +6,7 @@ from pathlib import Path
 from ray import serve
 
 from actors.applications import is_deployed
+from wfray.config.teacher import RECORD
 
 ASK_SECONDS = 60.0
 OF_THE_SOURCE = "source_sha256"
@@ -14,7 +15,7 @@ OF_THE_SOURCE = "source_sha256"
 
 def taught_by_another(application: str, stage: Path) -> bool:
     """Whether `application` is deployed with another teacher than the one that the stage's directory records."""
-    record = stage / "teacher.json"
+    record = stage / RECORD
     if not record.exists() or not is_deployed(application):
         return False
     deployed = serve.get_app_handle(application).fingerprint.remote().result(timeout_s=ASK_SECONDS)

@@ -15,7 +15,7 @@ from wfray.config.evaluate import EvaluateConfig
 from wfray.config.export import ExportConfig
 from wfray.config.pipeline import PipelineConfig, StageCall
 from wfray.config.serve import ServeConfig
-from wfray.config.teacher import TeacherConfig
+from wfray.config.teacher import RECORD, TeacherConfig
 from wfray.config.train import TrainConfig
 from wfray.runs import Manifest, Stage
 
@@ -109,7 +109,7 @@ def pending_stages(planned: list[PlannedStage], keep: bool = False) -> set[str]:
 def has_another_teacher(stage: PlannedStage, teachers: dict[str, TeacherConfig]) -> bool:
     """Whether the teacher that the plan deploys is another one than the one that taught a stage."""
     teacher = teachers.get(stage.asks or "")
-    record = Path(stage.config.run) / stage.config.stage / "teacher.json" if isinstance(stage.config, StageConfig) else Path()
+    record = Path(stage.config.run) / stage.config.stage / RECORD if isinstance(stage.config, StageConfig) else Path()
     if teacher is None or not record.is_file():
         return False
     recorded = json.loads(record.read_text(encoding="utf-8")).get("source_sha256")

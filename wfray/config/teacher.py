@@ -19,6 +19,8 @@ ENGINE_WIRES: dict[EngineName, tuple[Wire, ...]] = {
     "sglang": ("hidden", "topk", "sampled", "logits"),
 }
 """What each engine can give: a server of its own hands out the last hidden state, from which logits and what is cut from them follow."""
+RECORD = "teacher.json"
+"""Who taught a stage, in its directory."""
 
 
 class SignalCache(Config):

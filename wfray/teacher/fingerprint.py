@@ -8,7 +8,7 @@ import numpy as np
 from pydantic import BaseModel
 from transformers import PretrainedConfig
 
-from wfray.config.teacher import ENGINE_WIRES, EngineName
+from wfray.config.teacher import ENGINE_WIRES, RECORD, EngineName
 from wfray.teacher.signals import SignalRequest
 
 NOT_THE_FUNCTION = ("_name_or_path", "transformers_version", "dtype", "architectures")
@@ -19,10 +19,6 @@ def config_sha256(config: PretrainedConfig) -> str:
     """SHA-256 (hex) of what a model's configuration says of the function that it computes."""
     fields = {name: value for name, value in config.to_dict().items() if name not in NOT_THE_FUNCTION}
     return hashlib.sha256(json.dumps(fields, sort_keys=True, default=str).encode()).hexdigest()
-
-
-RECORD = "teacher.json"
-"""Who taught a stage, in its directory."""
 
 
 class Fingerprint(BaseModel):
