@@ -18,7 +18,8 @@ from actors.server import deploy
 from tests.actors.processes import engines_of
 from wfray.config.serve import ServeConfig
 
-pytestmark = [pytest.mark.ray, pytest.mark.slow]
+# What is asked for takes five minutes of a slow core and more.
+pytestmark = [pytest.mark.ray, pytest.mark.slow, pytest.mark.timeout(1200)]
 SLOTS, QUEUED = 4, 32
 
 
@@ -42,7 +43,7 @@ async def ask_all(url: str, bodies: list[dict]) -> list[tuple[int, str, str]]:
         async with session.post(f"{url}/v1/completions", json=wanted) as response:
             return response.status, response.headers.get("retry-after", ""), await response.text()
 
-    timeout, connector = aiohttp.ClientTimeout(total=280), aiohttp.TCPConnector(limit=0)
+    timeout, connector = aiohttp.ClientTimeout(total=600), aiohttp.TCPConnector(limit=0)
     async with aiohttp.ClientSession(timeout=timeout, connector=connector) as session:
         return await asyncio.gather(*(one(session, wanted) for wanted in bodies))
 
@@ -73,28 +74,23 @@ def test_200_clients_at_once_are_answered_or_told_when_to_come_back(url):
 
 
 def test_a_client_that_never_reads_holds_no_slot(url):
-    """Two clients with more to read than the kernel's buffers of a connection take (4 MB): it is all made, and is there when they read."""
+    """A client with more to read than the kernel's buffers of a connection take (4 MB): it is all made, and is there when it reads."""
     place = urlsplit(url)
-    sockets = []
-    for number in range(2):
-        connection = socket.create_connection((place.hostname, place.port))
-        long = {"prompt": f"{number}" + " and so on" * 250, "echo": True, "logprobs": 20, "n": 12}
-        content = json.dumps(body(1, stream=True) | long).encode()
-        headers = f"host: x\r\ncontent-type: application/json\r\ncontent-length: {len(content)}"
+    long = {"prompt": "1" + " and so on" * 250, "echo": True, "logprobs": 20, "n": 12}
+    content = json.dumps(body(1, stream=True) | long).encode()
+    headers = f"host: x\r\ncontent-type: application/json\r\ncontent-length: {len(content)}"
+    with socket.create_connection((place.hostname, place.port)) as connection:
         connection.sendall(f"POST {place.path}/v1/completions HTTP/1.1\r\n{headers}\r\n\r\n".encode() + content)
-        sockets.append(connection)
-    answers = asyncio.run(ask_all(url, [body(8, number) for number in range(SLOTS)]))
-    assert [status for status, _, _ in answers] == [200] * SLOTS
-    wait_until_empty(url)
-    for connection in sockets:
+        answers = asyncio.run(ask_all(url, [body(8, number) for number in range(SLOTS)]))
+        assert [status for status, _, _ in answers] == [200] * SLOTS
+        wait_until_empty(url)
         connection.settimeout(60)
         received, tail = 0, b""
         while b"[DONE]" not in tail:
             data = connection.recv(1 << 16)
             assert data, (received, tail)
             received, tail = received + len(data), (tail + data)[-64:]
-        assert received > 4 << 20
-        connection.close()
+    assert received > 4 << 20
 
 
 def test_an_engine_killed_under_load_fails_no_whole_answer(url):
