@@ -117,8 +117,10 @@ def has_another_teacher(stage: PlannedStage, teachers: dict[str, TeacherConfig])
 
 
 def stages_read(config: StageConfig) -> set[str]:
-    """The stages of the run that a stage may read: its parents' names, also where one is a file within a stage."""
-    return {part for reference in config.parents.values() for part in Path(reference).parts[:1]}
+    """The stages of the run that a stage may read: its parents' names, also where one is a file within a stage, or named in full."""
+    run, references = Path(config.run), [Path(reference) for reference in config.parents.values()]
+    within = [reference.relative_to(run) if reference.is_relative_to(run) else reference for reference in references]
+    return {part for reference in within for part in reference.parts[:1]}
 
 
 def is_done(config: StageConfig) -> bool:

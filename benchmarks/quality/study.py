@@ -11,7 +11,15 @@ Arms, each on the same examples with the same tokens, steps and seed (the names 
 | logits_kd | the same | + KL of the logits |
 | attention_kd | the same | + attention relations |
 | bitdistill | the same | both (BitDistill) |
-| layers_kd | that of subln, without alignment before | + KL of the logits, and every layer drawn to the tuned teacher's; not in the paper |
+
+Not in the paper:
+
+| arm | student | terms |
+|---|---|---|
+| layers_kd | that of subln, without alignment before | + KL of the logits, and every layer drawn to the tuned teacher's |
+| ct_gradual | that of ct, lambda from 0 to 1 over the first part of the stage | cross-entropy |
+| teacher_start | made of the tuned teacher of its seed, with SubLN | + KL of the logits |
+| teacher_start_gradual | the same, lambda from 0 to 1 over the first part | + KL of the logits |
 
 Every stage is one of the repository's jobs with a configuration file and overrides, so a study is a pipeline: what is done is
 skipped, what was killed is resumed, and more seeds or arms are added by naming them.
@@ -34,10 +42,12 @@ Task = Literal["sentiment", "boolq", "qnli", "hub"]
 class Arm:
     """One row of the table."""
 
-    subln: bool = True
-    aligned: bool = True
+    start: Literal["plain", "subln", "aligned", "tuned"] = "aligned"
+    """What the student is made of: the original without or with SubLN, that one aligned, or the tuned teacher with SubLN."""
     terms: tuple[str, ...] = ("cross_entropy",)
     quantized: bool = True
+    gradual: bool = False
+    """Whether lambda begins at 0."""
 
     @property
     def taught(self) -> bool:
@@ -46,16 +56,31 @@ class Arm:
 
 
 ARMS: dict[str, Arm] = {
-    "fp_sft": Arm(subln=False, aligned=False, quantized=False),
-    "bitnet_sft": Arm(subln=False, aligned=False),
-    "subln": Arm(aligned=False),
+    "fp_sft": Arm(start="plain", quantized=False),
+    "bitnet_sft": Arm(start="plain"),
+    "subln": Arm(start="subln"),
     "ct": Arm(),
     "logits_kd": Arm(terms=("cross_entropy", "logits_kl")),
     "attention_kd": Arm(terms=("cross_entropy", "attention_relations")),
     "bitdistill": Arm(terms=("cross_entropy", "logits_kl", "attention_relations")),
-    "layers_kd": Arm(aligned=False, terms=("cross_entropy", "logits_kl", "alignment")),
+    "layers_kd": Arm(start="subln", terms=("cross_entropy", "logits_kl", "alignment")),
+    "ct_gradual": Arm(gradual=True),
+    "teacher_start": Arm(start="tuned", terms=("cross_entropy", "logits_kl")),
+    "teacher_start_gradual": Arm(start="tuned", terms=("cross_entropy", "logits_kl"), gradual=True),
 }
-ArmName = Literal["fp_sft", "bitnet_sft", "subln", "ct", "logits_kd", "attention_kd", "bitdistill", "layers_kd"]
+ArmName = Literal[
+    "fp_sft",
+    "bitnet_sft",
+    "subln",
+    "ct",
+    "logits_kd",
+    "attention_kd",
+    "bitdistill",
+    "layers_kd",
+    "ct_gradual",
+    "teacher_start",
+    "teacher_start_gradual",
+]
 
 
 class Study(Config):
@@ -76,14 +101,15 @@ class Study(Config):
     seeds: list[int] = Field([0, 1, 2], min_length=1)
     full_precision_learning_rate: PositiveFloat = 1e-4
     """Of fp_sft; ternary students learn at that of the distill configuration."""
+    gradual_share: PositiveFloat = Field(0.5, le=1.0)
+    """Of a stage's tokens, until lambda is 1 in a gradual arm."""
     cluster: LocalClusterConfig | None = LocalClusterConfig()
     address: str | None = None
     """Dashboard of a running cluster, where `cluster` is null."""
 
-    @property
-    def needs_alignment(self) -> bool:
-        """Whether an arm starts from the aligned student."""
-        return any(ARMS[name].aligned for name in self.arms)
+    def starts_from(self, start: str) -> bool:
+        """Whether an arm does."""
+        return any(ARMS[name].start == start for name in self.arms)
 
     def pipeline(self, root: Path, run: Path) -> PipelineConfig:
         """The stages of all arms and seeds.
@@ -94,9 +120,10 @@ class Study(Config):
         """
         calls = [StageCall(job="pack", config=self.configs["text"], set={"stage": "text"})]
         calls.append(self.call("pack", "task", **self.task_text(run)))
-        calls += [self.convert("convert-plain", "none", run), self.convert("convert", "output", run)]
-        if self.needs_alignment:
-            calls.append(self.teacher("original", str(run / "model")))
+        model = str(run / "model")
+        calls += [self.convert("convert-plain", "none", model), self.convert("convert", "output", model)]
+        if self.starts_from("aligned"):
+            calls.append(self.teacher("original", model))
             calls.append(self.call("align", "align", student="convert", corpus="text"))
         for seed in self.seeds:
             calls += self.of_seed(root, run, seed)
@@ -104,7 +131,9 @@ class Study(Config):
 
     def of_seed(self, root: Path, run: Path, seed: int) -> list[StageCall]:
         """The stages of one seed; fp_sft comes first, since it is the teacher of others."""
-        calls = [self.arm("fp_sft", seed, root), self.teacher(f"tuned-{seed}", str(run / f"fp_sft-{seed}" / "student"))]
+        tuned = str(run / f"fp_sft-{seed}" / "student")
+        calls = [self.arm("fp_sft", seed, root), self.teacher(f"tuned-{seed}", tuned)]
+        calls += [self.convert(f"convert-tuned-{seed}", "output", tuned)] if self.starts_from("tuned") else []
         calls += [self.arm(name, seed, root) for name in self.arms if name != "fp_sft"]
         subjects = [{"name": name, "kind": "student", "reference": f"{name}-{seed}"} for name in dict.fromkeys(["fp_sft", *self.arms])]
         return [*calls, self.call("evaluate", f"evaluate-{seed}", corpus="task", subjects=subjects)]
@@ -116,18 +145,21 @@ class Study(Config):
         objectives = [term for term in tree["objectives"] if term["kind"] in arm.terms]
         if missing := set(arm.terms) - {term["kind"] for term in objectives}:
             raise ValueError(f"arm {name} needs objectives of kind {', '.join(sorted(missing))}: {self.configs['distill']} has none")
-        student = "align" if arm.aligned else "convert" if arm.subln else "convert-plain"
-        values: dict[str, Any] = {"student": student, "corpus": "task", "objectives": objectives, "train.seed": seed}
+        students = {"plain": "convert-plain", "subln": "convert", "aligned": "align", "tuned": f"convert-tuned-{seed}"}
+        values: dict[str, Any] = {"student": students[arm.start], "corpus": "task", "objectives": objectives, "train.seed": seed}
         values["teacher"] = {"application": f"tuned-{seed}", "made_by": f"fp_sft-{seed}"} if arm.taught else None
         if not arm.quantized:
             values |= {"quantization": {"schedule": "none"}, "train.optimizer.learning_rate": self.full_precision_learning_rate}
+        if arm.gradual:
+            tokens = tree.get("train.tokens", tree["train"]["tokens"])
+            values["quantization"] = {"schedule": "linear", "warmup_tokens": round(tokens * self.gradual_share)}
         if not arm.taught:
             values["train.gradient_ratio_every_steps"] = None
         return self.call("distill", f"{name}-{seed}", **values)
 
-    def convert(self, stage: str, placement: str, run: Path) -> StageCall:
-        """The shortened model with or without SubLN."""
-        model = {"kind": "directory", "path": str(run / "model")}
+    def convert(self, stage: str, placement: str, path: str) -> StageCall:
+        """A student of a checkpoint directory, with or without SubLN."""
+        model = {"kind": "directory", "path": path}
         return self.call("convert", stage, corpus="text", **{"model": model, "subln.placement": placement})
 
     def teacher(self, application: str, path: str) -> StageCall:

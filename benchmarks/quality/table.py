@@ -27,6 +27,9 @@ NAMES = {
     "attention_kd": "+ attention KD",
     "bitdistill": "BitDistill (all)",
     "layers_kd": "SubLN + logits and layers KD",
+    "ct_gradual": "CT, gradual",
+    "teacher_start": "teacher's weights + logits KD",
+    "teacher_start_gradual": "the same, gradual",
 }
 
 
@@ -80,8 +83,9 @@ def require_one_recipe(run: Path, name: str, seeds: list[int]) -> None:
 def recipe_of(config: dict[str, Any]) -> str:
     """A stage's configuration without what differs between the seeds of an arm."""
     train = {key: value for key, value in config.get("train", {}).items() if key != "seed"}
-    rest = {key: value for key, value in config.items() if key not in ("run", "stage", "teacher", "train")}
-    return json.dumps([rest, train], sort_keys=True)
+    rest = {key: value for key, value in config.items() if key not in ("run", "stage", "teacher", "train", "student")}
+    student = config.get("student", "").removesuffix(f"-{config.get('train', {}).get('seed')}")
+    return json.dumps([rest, train, student], sort_keys=True)
 
 
 def is_complete(stage: Path) -> bool:

@@ -11,7 +11,7 @@ from benchmarks.quality.inputs import prepare
 from benchmarks.quality.language import LanguageStudy, at_seconds
 from benchmarks.quality.study import ARMS, Study
 from benchmarks.quality.table import by_item, results, table
-from jobs.stages import PlannedStage, plan_stages
+from jobs.stages import PlannedStage, plan_stages, stages_read
 from wfray.config.train import TrainConfig
 from wfray.evals import Accuracy, Score, Scores, SubjectScores
 from wfray.evals.paired import compare
@@ -50,11 +50,21 @@ def test_arms_differ_in_student_and_terms_alone(tmp_path: Path) -> None:
     assert {name: arm.student for name, arm in arms.items()} == {  # type: ignore[attr-defined]
         **dict.fromkeys(("fp_sft", "bitnet_sft"), "convert-plain"),
         **dict.fromkeys(("subln", "layers_kd"), "convert"),
-        **dict.fromkeys(("ct", "logits_kd", "attention_kd", "bitdistill"), "align"),
+        **dict.fromkeys(("ct", "logits_kd", "attention_kd", "bitdistill", "ct_gradual"), "align"),
+        **dict.fromkeys(("teacher_start", "teacher_start_gradual"), "convert-tuned-3"),
     }
     assert {name for name, arm in arms.items() if arm.quantization.schedule == "none"} == {"fp_sft"}  # type: ignore[attr-defined]
-    assert {name for name, arm in arms.items() if arm.teacher} == {"logits_kd", "attention_kd", "bitdistill", "layers_kd"}  # type: ignore[attr-defined]
+    taught = {"logits_kd", "attention_kd", "bitdistill", "layers_kd", "teacher_start", "teacher_start_gradual"}
+    assert {name for name, arm in arms.items() if arm.teacher} == taught  # type: ignore[attr-defined]
+    gradual = {name: arm.quantization.warmup_tokens for name, arm in arms.items() if arm.quantization.warmup_tokens}  # type: ignore[attr-defined]
+    assert gradual == dict.fromkeys(("ct_gradual", "teacher_start_gradual"), arms["ct"].train.tokens // 2)  # type: ignore[attr-defined]
     assert arms["bitdistill"].parents["teacher"] == "fp_sft-3"  # type: ignore[attr-defined]
+
+
+def test_a_student_of_the_tuned_teacher_is_made_anew_with_it(tmp_path: Path) -> None:
+    planned = stages(Study.load(ROOT / "benchmarks/quality/sentiment.yaml", ["seeds=[3]", "arms=[teacher_start]"]), tmp_path)
+    assert "align" not in planned
+    assert stages_read(planned["convert-tuned-3"].config) == {"fp_sft-3", "text"}  # type: ignore[arg-type]
 
 
 def test_an_arm_whose_term_the_configuration_lacks_is_refused(tmp_path: Path) -> None:
@@ -113,6 +123,16 @@ def test_seeds_of_different_recipes_are_not_averaged(tmp_path: Path) -> None:
         path.write_text(json.dumps({**json.loads(path.read_text()), "config": config}))
     with pytest.raises(ValueError, match="fp_sft-0 and fp_sft-1 were trained with different settings"):
         results(tmp_path)
+
+
+def test_the_student_of_each_seeds_own_teacher_is_one_recipe(tmp_path: Path) -> None:
+    truth = [0, 1] * 50
+    for seed in (0, 1):
+        write_seed(tmp_path, seed, {"fp_sft": truth, "teacher_start": truth}, truth)
+        path = tmp_path / f"teacher_start-{seed}" / "manifest.json"
+        config = {"student": f"convert-tuned-{seed}", "train": {"seed": seed}}
+        path.write_text(json.dumps({**json.loads(path.read_text()), "config": config}))
+    assert [row.arm for row in results(tmp_path)] == ["fp_sft", "teacher_start"]
 
 
 def test_seeds_that_answer_alike_make_no_interval_narrower(tmp_path: Path) -> None:
