@@ -50,9 +50,9 @@ def test_forward_and_gradients_equal_the_straight_through_reference(layer: BitLi
     x = torch.randn(7, 40, requires_grad=True)
     grad_y = torch.randn(7, 24)
     y = layer(x)
-    grads = torch.autograd.grad(y, [x, layer.weight, layer.bias, layer.norm.weight], grad_y)
+    grads = torch.autograd.grad(y, [x, layer.weight, layer.bias, layer.norm.weight], grad_y, materialize_grads=True)
 
-    normed = torch.nn.functional.rms_norm(x, (40,), layer.norm.weight, 1e-5)
+    normed = (1 - strength) * x + strength * torch.nn.functional.rms_norm(x, (40,), layer.norm.weight, 1e-5)
     wanted_y = (
         straight_through(normed, reference_activations(normed.detach()), strength)
         @ straight_through(layer.weight, reference_weight(layer.weight.detach()), strength).t()
@@ -62,6 +62,12 @@ def test_forward_and_gradients_equal_the_straight_through_reference(layer: BitLi
     torch.testing.assert_close(y, wanted_y, rtol=1e-5, atol=1e-5)
     for ours, theirs in zip(grads, wanted, strict=True):
         torch.testing.assert_close(ours, theirs, rtol=1e-5, atol=1e-5)
+
+
+def test_without_lambda_it_is_the_linear_layer_that_it_was_made_of(layer: BitLinear) -> None:
+    set_lambda(layer, 0.0)
+    x = torch.randn(7, 40)
+    assert torch.equal(layer(x), nn.functional.linear(x, layer.weight, layer.bias))
 
 
 def test_codes_follow_every_optimizer_step(layer: BitLinear) -> None:

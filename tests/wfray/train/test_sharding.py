@@ -31,7 +31,8 @@ OBJECTIVES = [
     AttentionRelations(kind="attention_relations", layer=1, split_heads=None),
 ]
 ROWS, LENGTH = 12, 12
-LAMBDAS = [0.0, 0.5, 1.0, 1.0, 1.0]
+LAMBDAS = [0.5, 0.0, 1.0, 1.0, 1.0]
+"""At 0 a SubLN is not used and has no gradient, so the first step, whose gradients are compared, is one between."""
 
 
 def make_model(seed: int, tied: bool) -> PreTrainedModel:
@@ -87,7 +88,7 @@ def train(tied: bool, checkpointing: bool = False) -> dict[str, Any]:
             part.backward()
             total += part.item()
         seen["losses"].append(collective.sum_floats({"loss": total})["loss"])
-        seen.setdefault("gradients", {name: whole(parameter.grad) for name, parameter in student.named_parameters()})
+        seen["gradients"] = seen.get("gradients") or {name: whole(parameter.grad) for name, parameter in student.named_parameters()}
         seen["norms"].append(whole(torch.nn.utils.clip_grad_norm_(student.parameters(), 1.0)).item())
         seen["codes_are_those_of_the_whole_weight"].append(all(codes_agree(layer) for layer in bit_linears(student)))
         replica.release_codes()
