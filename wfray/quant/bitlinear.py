@@ -10,9 +10,8 @@ cost more than that; compiled with the rest of a decoder layer they nearly vanis
 Below 1 the layer computes `w + lambda (Q(w) - w).detach()`, and the same for x, in floats; at 0 that is an ordinary linear layer.
 
 `norm`, where there is one, is the SubLN of BitDistill: an RMSNorm on the input of the projection. Below 1 its input is
-`x + lambda (norm(x) - x)`, so that at 0 a converted model is the original itself, to which SubLN alone does as much harm as ternary
-weights do (SmolLM2-135M, 30 layers, calibrated, full-precision weights: 14.2 nats a token against 2.8), and every lambda between is a
-step of one path.
+`x + lambda (norm(x) - x)`, so that at 0 a converted model is the original itself, and every lambda between is a step of one path. SubLN
+alone takes SmolLM2-135M (30 layers, calibrated, full-precision weights) from 3.0 to 14.2 nats a token (benchmarks/quality/LOG.md).
 
 The ternary codes are computed in every forward pass unless `hold_codes` was called, which computes them once until
 `release_codes`: once a step instead of once a micro-batch, and once for a model that is only read. It is explicit because a fused
