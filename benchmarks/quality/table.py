@@ -29,7 +29,7 @@ NAMES = {
     "layers_kd": "SubLN + logits and layers KD",
     "ct_gradual": "CT, gradual",
     "teacher_start": "teacher's weights + logits KD",
-    "teacher_start_gradual": "the same, gradual",
+    "teacher_start_gradual": "teacher's weights, gradual",
 }
 
 
