@@ -20,6 +20,7 @@ Not in the paper:
 | ct_gradual | that of ct, lambda from 0 to 1 over the first part of the stage | cross-entropy |
 | teacher_start | made of the tuned teacher of its seed, with SubLN | + KL of the logits |
 | teacher_start_gradual | the same, lambda from 0 to 1 over the first part | + KL of the logits |
+| teacher_plain_gradual | the tuned teacher of its seed itself, without SubLN, lambda likewise | + KL of the logits |
 
 Every stage is one of the repository's jobs with a configuration file and overrides, so a study is a pipeline: what is done is
 skipped, what was killed is resumed, and more seeds or arms are added by naming them.
@@ -27,9 +28,9 @@ skipped, what was killed is resumed, and more seeds or arms are added by naming 
 
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
-from pydantic import Field, PositiveFloat, PositiveInt
+from pydantic import AfterValidator, Field, PositiveFloat, PositiveInt
 
 from wfray.config.base import Config, RunPath, read_yaml
 from wfray.config.model import ModelSource
@@ -42,8 +43,8 @@ Task = Literal["sentiment", "boolq", "qnli", "hub"]
 class Arm:
     """One row of the table."""
 
-    start: Literal["plain", "subln", "aligned", "tuned"] = "aligned"
-    """What the student is made of: the original without or with SubLN, that one aligned, or the tuned teacher with SubLN."""
+    start: Literal["plain", "subln", "aligned", "tuned", "tuned_plain"] = "aligned"
+    """What the student is made of: the original without or with SubLN, that one aligned, or the tuned teacher with or without SubLN."""
     terms: tuple[str, ...] = ("cross_entropy",)
     quantized: bool = True
     gradual: bool = False
@@ -67,20 +68,22 @@ ARMS: dict[str, Arm] = {
     "ct_gradual": Arm(gradual=True),
     "teacher_start": Arm(start="tuned", terms=("cross_entropy", "logits_kl")),
     "teacher_start_gradual": Arm(start="tuned", terms=("cross_entropy", "logits_kl"), gradual=True),
+    "teacher_plain_gradual": Arm(start="tuned_plain", terms=("cross_entropy", "logits_kl"), gradual=True),
 }
-ArmName = Literal[
-    "fp_sft",
-    "bitnet_sft",
-    "subln",
-    "ct",
-    "logits_kd",
-    "attention_kd",
-    "bitdistill",
-    "layers_kd",
-    "ct_gradual",
-    "teacher_start",
-    "teacher_start_gradual",
-]
+
+
+def known_arm(name: str) -> str:
+    """The name of an arm.
+
+    Raises:
+        ValueError: there is none of that name.
+    """
+    if name not in ARMS:
+        raise ValueError(f"arm {name!r} is unknown: choose from {', '.join(ARMS)}")
+    return name
+
+
+ArmName = Annotated[str, AfterValidator(known_arm)]
 
 
 class Study(Config):
@@ -145,7 +148,8 @@ class Study(Config):
         objectives = [term for term in tree["objectives"] if term["kind"] in arm.terms]
         if missing := set(arm.terms) - {term["kind"] for term in objectives}:
             raise ValueError(f"arm {name} needs objectives of kind {', '.join(sorted(missing))}: {self.configs['distill']} has none")
-        students = {"plain": "convert-plain", "subln": "convert", "aligned": "align", "tuned": f"convert-tuned-{seed}"}
+        students = {"plain": "convert-plain", "subln": "convert", "aligned": "align"}
+        students |= {"tuned": f"convert-tuned-{seed}", "tuned_plain": f"fp_sft-{seed}"}
         values: dict[str, Any] = {"student": students[arm.start], "corpus": "task", "objectives": objectives, "train.seed": seed}
         values["teacher"] = {"application": f"tuned-{seed}", "made_by": f"fp_sft-{seed}"} if arm.taught else None
         if not arm.quantized:

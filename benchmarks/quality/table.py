@@ -30,6 +30,7 @@ NAMES = {
     "ct_gradual": "CT, gradual",
     "teacher_start": "teacher's weights + logits KD",
     "teacher_start_gradual": "teacher's weights, gradual",
+    "teacher_plain_gradual": "teacher's weights, gradual, no SubLN",
 }
 
 

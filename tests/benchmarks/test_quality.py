@@ -52,12 +52,13 @@ def test_arms_differ_in_student_and_terms_alone(tmp_path: Path) -> None:
         **dict.fromkeys(("subln", "layers_kd"), "convert"),
         **dict.fromkeys(("ct", "logits_kd", "attention_kd", "bitdistill", "ct_gradual"), "align"),
         **dict.fromkeys(("teacher_start", "teacher_start_gradual"), "convert-tuned-3"),
+        "teacher_plain_gradual": "fp_sft-3",
     }
     assert {name for name, arm in arms.items() if arm.quantization.schedule == "none"} == {"fp_sft"}  # type: ignore[attr-defined]
-    taught = {"logits_kd", "attention_kd", "bitdistill", "layers_kd", "teacher_start", "teacher_start_gradual"}
+    taught = {"logits_kd", "attention_kd", "bitdistill", "layers_kd", "teacher_start", "teacher_start_gradual", "teacher_plain_gradual"}
     assert {name for name, arm in arms.items() if arm.teacher} == taught  # type: ignore[attr-defined]
     gradual = {name: arm.quantization.warmup_tokens for name, arm in arms.items() if arm.quantization.warmup_tokens}  # type: ignore[attr-defined]
-    assert gradual == dict.fromkeys(("ct_gradual", "teacher_start_gradual"), arms["ct"].train.tokens // 2)  # type: ignore[attr-defined]
+    assert gradual == dict.fromkeys(("ct_gradual", "teacher_start_gradual", "teacher_plain_gradual"), arms["ct"].train.tokens // 2)  # type: ignore[attr-defined]
     assert arms["bitdistill"].parents["teacher"] == "fp_sft-3"  # type: ignore[attr-defined]
 
 
