@@ -13,7 +13,7 @@ from wfray.config.data import PackConfig
 from wfray.config.diffuse import DiffuseConfig
 from wfray.config.evaluate import EvaluateConfig
 from wfray.config.export import ExportConfig
-from wfray.config.pipeline import PipelineConfig, StageCall
+from wfray.config.pipeline import RUN, PipelineConfig, StageCall
 from wfray.config.serve import ServeConfig
 from wfray.config.teacher import RECORD, TeacherConfig
 from wfray.config.train import TrainConfig
@@ -79,10 +79,19 @@ def plan_stage(call: StageCall, run: Path, root: Path) -> PlannedStage:
     values: dict[str, Any] = dict(call.set)
     values.update({name: str(run) for name in ("run",) if name in config_type.model_fields})
     values.update({name: str(run.parent / "models") for name in ("models",) if issubclass(config_type, ConvertConfig | TeacherConfig)})
-    overrides = [f"{key}={to_flow(value)}" for key, value in values.items()]
+    overrides = [f"{key}={to_flow(within(run, value))}" for key, value in values.items()]
     config = config_type.load(root / call.config, overrides)
     name = config.stage if isinstance(config, StageConfig) else config.application if isinstance(config, TeacherConfig) else call.job
     return PlannedStage(name, call.job, config, ["-m", f"jobs.{call.job}", "--config", call.config, *overrides])
+
+
+def within(run: Path, value: Any) -> Any:
+    """A value with the run directory in the place of its name."""
+    if isinstance(value, dict):
+        return {key: within(run, each) for key, each in value.items()}
+    if isinstance(value, list):
+        return [within(run, each) for each in value]
+    return value.replace(RUN, str(run)) if isinstance(value, str) else value
 
 
 def to_flow(value: Any) -> str:

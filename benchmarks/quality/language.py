@@ -8,8 +8,10 @@ interpolated, over the logarithm of the training time, to the longest time that 
 """
 
 import math
+from dataclasses import dataclass, field
+from itertools import cycle
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 from pydantic import Field, PositiveInt
 
@@ -25,21 +27,33 @@ CE = {"kind": "cross_entropy"}
 ALIGNMENT = {"kind": "alignment", "weight": {"start": 8.0, "end": 2.0, "shape": "cosine"}, "layers": "progressive"}
 
 
+@dataclass(frozen=True)
+class Arm:
+    """One way to train the student."""
+
+    objectives: list[dict[str, Any]]
+    start: Literal["none", "output"] = "output"
+    """Placement of SubLN in the converted model."""
+    values: dict[str, Any] = field(default_factory=dict)
+    """Of the distill configuration, by dotted key."""
+
+
 def logits(**change: Any) -> list[dict[str, Any]]:
     """Cross-entropy of a fifth of its weight and KL of the logits."""
     return [{**CE, "weight": 0.2}, {"kind": "logits_kl", **change}]
 
 
-ARMS: dict[str, list[dict[str, Any]]] = {
-    "plain": [CE],
-    "subln": [CE],
-    "align": [CE, ALIGNMENT],
-    "logits_t1": logits(temperature=1.0),
-    "logits_t2": logits(temperature=2.0),
-    "logits_t5": logits(temperature=5.0),
-    "topk_t1": logits(temperature=1.0, signal="topk"),
+ARMS: dict[str, Arm] = {
+    "plain": Arm([CE], start="none"),
+    "subln": Arm([CE]),
+    "align": Arm([CE, ALIGNMENT]),
+    "logits_t1": Arm(logits(temperature=1.0)),
+    "logits_t2": Arm(logits(temperature=2.0)),
+    "logits_t5": Arm(logits(temperature=5.0)),
+    "topk_t1": Arm(logits(temperature=1.0, signal="topk")),
+    "logits_t1_half_batch": Arm(logits(temperature=1.0), values={"train.batch_tokens": 512, "train.micro_rows": 1}),
+    "logits_t1_muon": Arm(logits(temperature=1.0), values={"train.optimizer": {"kind": "muon", "learning_rate": 3e-3}}),
 }
-"""Objectives by arm; all but `plain` have SubLN."""
 
 
 class LanguageStudy(Config):
@@ -67,10 +81,10 @@ class LanguageStudy(Config):
         calls = [self.call("pack", stage="pack"), self.call("teacher", application="teacher")]
         calls += [self.call("convert", **{"stage": f"convert-{place}", "subln.placement": place}) for place in ("none", "output")]
         for arm, budget in self.subjects:
-            start = "convert-none" if arm == "plain" else "convert-output"
-            teacher = {"application": "teacher"} if len(ARMS[arm]) > 1 else None
-            values = {"stage": f"{arm}-{budget}", "student": start, "objectives": ARMS[arm], "teacher": teacher}
-            calls.append(self.call("distill", **values, **{"train.tokens": budget, "train.seed": self.seed}))
+            way = ARMS[arm]
+            teacher = {"application": "teacher"} if len(way.objectives) > 1 else None
+            values = {"stage": f"{arm}-{budget}", "student": f"convert-{way.start}", "objectives": way.objectives, "teacher": teacher}
+            calls.append(self.call("distill", **values, **way.values, **{"train.tokens": budget, "train.seed": self.seed}))
         named = [{"name": f"{arm}-{budget}", "kind": "student", "reference": f"{arm}-{budget}"} for arm, budget in self.subjects]
         original = {"name": "original", "kind": "original", "reference": "convert-output"}
         calls.append(self.call("evaluate", stage="evaluate", subjects=[original, *named]))
@@ -140,7 +154,7 @@ def plot(study: LanguageStudy, found: dict[str, SubjectScores], sources: list[st
 
     figure, panels = pyplot.subplots(1, len(sources), figsize=(3.4 * len(sources), 3.6), layout="constrained")
     for panel, source in zip(panels, sources, strict=True):
-        for arm, marker in zip(study.arms, "osD^vPX", strict=False):
+        for arm, marker in zip(study.arms, cycle("osD^vPX"), strict=False):
             scored = [found[f"{arm}-{budget}"] for budget in study.budgets]
             values = [(each.overall if source == "all" else each.sources[source]).perplexity for each in scored]
             panel.plot(study.budgets, values, marker=marker, label=arm, linewidth=1.2, markersize=4)

@@ -6,6 +6,7 @@ from pathlib import Path
 import pytest
 
 from jobs.stages import PlannedStage, pending_stages, plan_stages
+from wfray.config.convert import ConvertConfig
 from wfray.config.evaluate import EvaluateConfig
 from wfray.config.export import ExportConfig
 from wfray.config.pipeline import PipelineConfig
@@ -30,6 +31,16 @@ def test_what_reads_a_file_of_a_stage_is_done_again_with_it(tmp_path: Path, monk
     assert pending_stages(planned(tmp_path, "export/model.gguf")) == {"export", "evaluate"}
     assert pending_stages(planned(tmp_path, "elsewhere/model.gguf")) == {"export"}
     assert pending_stages(planned(tmp_path, ".")) == {"export"}
+
+
+def test_a_stage_reads_what_another_made_of_the_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    run = tmp_path / "it's, a run"
+    plan = {stage.name: stage for stage in plan_stages(PipelineConfig.load(ROOT / "configs/task.yaml"), run, ROOT)}
+    tuned = str(run / "tune" / "student")
+    assert isinstance(plan["tuned"].config, TeacherConfig) and plan["tuned"].config.model.path == tuned  # type: ignore[union-attr]
+    assert isinstance(plan["convert"].config, ConvertConfig) and plan["convert"].config.model.path == tuned  # type: ignore[union-attr]
+    monkeypatch.setattr("jobs.stages.is_done", lambda config: config.stage != "tune")
+    assert pending_stages(list(plan.values())) == {"tune", "tuned", "convert", "distill", "evaluate", "export"}
 
 
 def test_what_another_teacher_taught_is_done_again(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

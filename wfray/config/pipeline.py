@@ -6,6 +6,8 @@ from pydantic import Field, NonNegativeInt, PositiveFloat, PositiveInt, model_va
 
 from wfray.config.base import Config, RunPath
 
+RUN = "{run}"
+
 
 class LocalClusterConfig(Config):
     """A Ray cluster of the pipeline's own on this machine."""
@@ -28,7 +30,7 @@ class StageCall(Config):
     config: str
     """YAML file, relative to the repository."""
     set: dict[str, Any] = {}
-    """Overrides by dotted key."""
+    """Overrides by dotted key; `{run}` in a value stands for the run directory."""
 
 
 class PipelineConfig(Config):

@@ -111,9 +111,9 @@ class Stage:
         path = own if own.exists() else resolve_home(reference)
         if not path.exists():
             raise ValueError(f"{role}: {reference!r} is neither a stage in {str(self.run)!r} nor a path that exists")
-        stage = path if path.is_dir() else self.run / Path(reference).parts[0]
-        if own.exists() or path.is_dir():
-            self._check_parent(role, stage, path)
+        within = path.relative_to(self.run).parts if path.is_relative_to(self.run) else ()
+        if within or path.is_dir():
+            self._check_parent(role, self.run / within[0] if within else path, path)
         return path
 
     def _check_parent(self, role: str, stage: Path, path: Path) -> None:

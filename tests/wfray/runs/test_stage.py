@@ -197,13 +197,19 @@ def test_what_a_complete_stage_left_may_go(tmp_path: Path) -> None:
     Stage.of(toy(tmp_path, value=3)).protect("checkpoints")
 
 
-def test_a_file_in_a_stage_is_an_input_where_the_stage_is_complete_and_made_it(tmp_path: Path) -> None:
+@pytest.mark.parametrize("in_full", [False, True])
+def test_what_lies_in_a_stage_is_an_input_where_the_stage_is_complete_and_made_it(tmp_path: Path, in_full: bool) -> None:
+    def source(within: str) -> str:
+        return str(tmp_path / within) if in_full else within
+
     run(toy(tmp_path, stage="parent"), "a")
-    assert Stage.of(toy(tmp_path, source="parent/out.txt")).inputs["source"] == tmp_path / "parent" / "out.txt"
+    assert Stage.of(toy(tmp_path, source=source("parent/out.txt"))).inputs["source"] == tmp_path / "parent" / "out.txt"
     (tmp_path / "parent" / "older.txt").write_text("of another attempt")
-    with pytest.raises(ValueError, match=r"older.txt' is none of the outputs of stage 'parent', which are out.txt"):
-        Stage.of(toy(tmp_path, source="parent/older.txt"))
+    (tmp_path / "parent" / "checkpoints").mkdir()
+    for name in ("older.txt", "checkpoints"):
+        with pytest.raises(ValueError, match=rf"{name}' is none of the outputs of stage 'parent', which are out.txt"):
+            Stage.of(toy(tmp_path, source=source(f"parent/{name}")))
     with pytest.raises(RuntimeError), Stage.of(toy(tmp_path, stage="parent", value=5)):
         raise RuntimeError("broken")
     with pytest.raises(ValueError, match=r"stage 'parent' in .* is failed, not complete"):
-        Stage.of(toy(tmp_path, source="parent/out.txt"))
+        Stage.of(toy(tmp_path, source=source("parent/out.txt")))
