@@ -9,11 +9,12 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, cast
 
 from actors.connection import connect
+from actors.measuring import joined, measure
 from actors.placement import gpus_for, resources_of
 from actors.remote import Remote
 from jobs.cli import run_job
-from wfray.config.evaluate import EvaluateConfig, Subject
-from wfray.evals import Continuation, Score, Scores, SubjectScores
+from wfray.config.evaluate import EvaluateConfig
+from wfray.evals import Scores
 from wfray.runs import MetricsLog, Stage
 from wfray.runs.files import remove
 
@@ -51,14 +52,15 @@ def measure_checkpoints(config: EvaluateConfig, stage: Stage, metrics: MetricsLo
     assert config.corpus is not None
     evaluator = start_evaluator(config, stage.inputs["corpus"] / "corpus")
     scores, share = Scores(precision=evaluator.precision(), subjects=[]), 1 / len(config.checkpoints)
-    for subject in config.checkpoints:
+    for begun, subject in enumerate(config.checkpoints):
+
+        def tell(done: float, message: str, begun: int = begun, name: str = subject.name) -> None:
+            metrics.write(progress=(begun + done) * share, message=f"{name} on {message}")
+
         sources = evaluator.open(subject, stage.inputs[subject.name] / subject.kind)
-        measured = measure(evaluator, subject, sources, metrics, len(scores.subjects) * share, share)
-        answered = {labelled.source: evaluator.classify(labelled) for labelled in config.classification}
-        scores.subjects.append(SubjectScores(**subject.model_dump(), sources=measured, accuracy=answered))
-        if config.continuations and subject.name in config.continuations.subjects:
-            written = [text for source in sources for text in evaluator.write_on(source)]
-            scores.continuations = joined(scores.continuations, written)
+        measured, written = measure(evaluator, config, subject, sources, tell)
+        scores.subjects.append(measured)
+        scores.continuations = joined(scores.continuations, written)
     stage.figures |= scores.figures()
     stage.add_output(scores.write(stage.directory))
     return scores.table()
@@ -87,25 +89,6 @@ def start_evaluator(config: EvaluateConfig, corpus: Path) -> "Evaluator":
         "resources": resources_of("evaluate"),
     }
     return cast("Evaluator", Remote("actors.evaluator:Evaluator", config, corpus, **resources))
-
-
-def measure(
-    evaluator: "Evaluator", subject: Subject, sources: list[str], metrics: MetricsLog, begun: float, share: float
-) -> dict[str, Score]:
-    """The open subject's score on each source; its part of the progress begins at `begun` and is `share` of the whole."""
-    scores: dict[str, Score] = {}
-    for number, source in enumerate(sources, start=1):
-        scores[source] = evaluator.score(source)
-        perplexity = f"{scores[source].perplexity:,.2f}"
-        metrics.write(progress=begun + share * number / len(sources), message=f"{subject.name} on {source}: perplexity {perplexity}")
-    return scores
-
-
-def joined(known: list[Continuation], new: list[Continuation]) -> list[Continuation]:
-    """Continuations of the same prompts, with the answers of all subjects."""
-    if not known or not new:
-        return known or new
-    return [old.model_copy(update={"answers": old.answers | add.answers}) for old, add in zip(known, new, strict=True)]
 
 
 if __name__ == "__main__":

@@ -54,6 +54,9 @@ def test_every_stage_is_done_for_real(whole: tuple[Path, str]) -> None:
     assert samples and all(sample["completion_tokens"] > 0 for sample in samples)
     scores = manifests["evaluate"].figures["perplexity"]
     assert scores["distilled"]["all"] < scores["converted"]["all"]
+    told = read_metrics(run / "evaluate" / "metrics.jsonl")
+    assert [row["progress"] for row in told] == sorted(row["progress"] for row in told) and told[-1]["progress"] == 1.0
+    assert told[-1]["message"].startswith("distilled on ") and told[-1]["message"].endswith(": continuations written")
     assert "<svg" in (run / "report.html").read_text()
     assert "minutes, peak resident memory" in whole[1]
 
