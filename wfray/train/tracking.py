@@ -8,7 +8,7 @@ resumed job computes again have the same figures; W&B keeps those that it has.
 import os
 import uuid
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import Any, Literal
 
@@ -31,7 +31,7 @@ def open_log(config: TrainConfig, directory: Path, rank: int, resume_step: int) 
         if config.tracking is None or rank != 0:
             yield metrics.write
             return
-        with start_wandb(config, config.tracking, directory) as run:
+        with wandb_run(config, config.tracking, directory) as run:
 
             def log(**row: Any) -> None:
                 metrics.write(**row)
@@ -42,7 +42,7 @@ def open_log(config: TrainConfig, directory: Path, rank: int, resume_step: int) 
 
 def log_once(config: StageConfig, tracking: Tracking, directory: Path, figures: dict[str, Any]) -> None:
     """A W&B run with the figures of a stage that measures once, nested names joined by `/`."""
-    with start_wandb(config, tracking, directory) as run:
+    with wandb_run(config, tracking, directory) as run:
         run.log(dict(flat(figures)))
 
 
@@ -55,24 +55,29 @@ def flat(tree: dict[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
             yield prefix + name, value
 
 
-def start_wandb(config: StageConfig, tracking: Tracking, directory: Path) -> Any:
-    """Begin the W&B run of a stage, or go on with it; its files lie in `directory/wandb`."""
+@contextmanager
+def wandb_run(config: StageConfig, tracking: Tracking, directory: Path) -> Iterator[Any]:
+    """Yield the W&B run of a stage, begun or gone on with; its files lie in `directory/wandb`, whole when this returns."""
     # Importing it takes a second that only those who use it should pay.
     import wandb
 
-    return wandb.init(
-        project=tracking.project,
-        entity=tracking.entity,
-        id=run_id(directory),
-        resume="allow",
-        name=f"{directory.parent.name}/{directory.name}",
-        group=directory.parent.name,
-        job_type=config.stage,
-        config=config.model_dump(mode="json"),
-        dir=directory,
-        mode=mode_of(tracking),
-        settings=wandb.Settings(console="off", silent=True),
-    )
+    with ExitStack() as ending:
+        # A run calls itself finished before its process has written the last rows, and Ray does not wait for that process.
+        ending.callback(wandb.teardown)
+        run = wandb.init(
+            project=tracking.project,
+            entity=tracking.entity,
+            id=run_id(directory),
+            resume="allow",
+            name=f"{directory.parent.name}/{directory.name}",
+            group=directory.parent.name,
+            job_type=config.stage,
+            config=config.model_dump(mode="json"),
+            dir=directory,
+            mode=mode_of(tracking),
+            settings=wandb.Settings(console="off", silent=True),
+        )
+        yield ending.enter_context(run)
 
 
 def run_id(directory: Path) -> str:

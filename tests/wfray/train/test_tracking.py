@@ -5,6 +5,7 @@ import struct
 from pathlib import Path
 from typing import Any
 
+import psutil
 import pytest
 from wandb.proto.wandb_internal_pb2 import Record
 
@@ -70,6 +71,18 @@ def test_a_restarted_stage_goes_on_in_the_same_run_with_the_same_figures(tmp_pat
     rows = [{name: value for name, value in row.items() if name != "time"} for row in read_metrics(stage / "metrics.jsonl")]
     assert [row["step"] for row in rows] == [1, 2, 3, 4]
     assert [row for part in records for row in history_of(part)] == rows
+
+
+def test_no_process_that_could_still_write_outlives_the_stage(tmp_path: Path) -> None:
+    with open_log(tracked(), tmp_path, rank=0, resume_step=0) as log:
+        log(step=1, tokens=128, loss=1.0)
+        assert writers()
+    assert not writers()
+
+
+def writers() -> list[psutil.Process]:
+    """The processes by which W&B writes for this one."""
+    return [process for process in psutil.Process().children(recursive=True) if "wandb" in process.name()]
 
 
 @pytest.mark.parametrize(("settings", "rank"), [(config(), 0), (tracked(), 1)], ids=["not configured", "not the first worker"])
