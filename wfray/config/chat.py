@@ -10,7 +10,8 @@ from pydantic import AfterValidator, Field, model_validator
 
 from wfray.config.base import Config
 
-SHARE_GPT_ROLES = {"human": "user", "gpt": "assistant", "function_call": "assistant", "observation": "tool"}
+ASSISTANT = "assistant"
+SHARE_GPT_ROLES = {"human": "user", "gpt": ASSISTANT, "function_call": ASSISTANT, "observation": "tool"}
 
 
 def check_template(template: str) -> str:
@@ -47,11 +48,20 @@ class Turns(ChatFormat):
     """Key of a turn's text: a string, or a list of parts with a `text` or `value` each."""
     roles: dict[str, str] = SHARE_GPT_ROLES
     """The data set's names of roles that the chat template calls otherwise."""
+    learned: list[str] | None = Field(None, min_length=1)
+    """The data set's names of roles whose turns are learned, `[function_call]` say; the assistant's others are context. A conversation
+    ends with the last such turn, and one without any is left out. None learns all of the assistant's."""
 
     @property
     def fields(self) -> list[str]:
         """The fields of a row that are read."""
         return [self.field, *super().fields]
+
+    @model_validator(mode="after")
+    def check_learned(self) -> Self:
+        if others := [role for role in self.learned or [] if self.roles.get(role, role) != ASSISTANT]:
+            raise ValueError(f"learned: {', '.join(others)} is not the assistant's: map it in `roles`, or leave it out")
+        return self
 
 
 class Instruction(ChatFormat):

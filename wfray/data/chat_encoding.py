@@ -20,8 +20,9 @@ from numpy.typing import NDArray
 from tokenizers import Encoding, Tokenizer
 from transformers import AutoTokenizer
 
+from wfray.config.chat import ASSISTANT
 from wfray.data.batch import CONTEXT, LABEL, RESPONSE
-from wfray.data.conversations import ASSISTANT, Conversation, Turn
+from wfray.data.conversations import Conversation, Turn
 from wfray.data.encoding import Encoded, batches, rules_sha256
 
 PLACEHOLDER = "\ue000{}\ue001"
@@ -173,7 +174,7 @@ def num_characters(conversation: Conversation) -> int:
 
 def messages_of(conversation: Conversation) -> list[dict[str, str]]:
     """The form that chat templates take."""
-    return [turn.model_dump() for turn in conversation.turns]
+    return [{"role": turn.role, "content": turn.content} for turn in conversation.turns]
 
 
 def mark_characters(layout: Layout, conversation: Conversation) -> NDArray[np.uint8]:
@@ -181,7 +182,7 @@ def mark_characters(layout: Layout, conversation: Conversation) -> NDArray[np.ui
     marks = np.full(len(layout.text), CONTEXT, dtype=np.uint8)
     start = len(layout.literals[0])
     for number, (content, turn) in enumerate(zip(layout.contents, conversation.turns, strict=True)):
-        if turn.role == ASSISTANT:
+        if turn.role == ASSISTANT and not turn.is_context:
             is_label = conversation.ends_with_label and number == len(conversation.turns) - 1
             marks[start : start + len(content)] = LABEL if is_label else RESPONSE
         start += len(content) + len(layout.literals[number + 1])

@@ -10,11 +10,12 @@ from typing import Any, Self
 
 from pydantic import BaseModel
 
-from wfray.config.chat import Chat, Classification, Instruction, Turns, template_fields
+from wfray.config.chat import ASSISTANT, Chat, Classification, Instruction, Turns, template_fields
 
-ASSISTANT = "assistant"
-TURN, CONTENT, LABELLED = "\x1e", "\x1f", "\x1d"
-"""Begin a turn, its content, and a turn whose content is a label."""
+CONTENT = "\x1f"
+"""Begins a turn's content."""
+TURN, LABELLED, READ = "\x1e", "\x1d", "\x1c"
+"""Begin a turn: any, one whose content is a label, and one that is context although it is the assistant's."""
 
 
 class Turn(BaseModel):
@@ -23,10 +24,12 @@ class Turn(BaseModel):
     role: str
     """As the chat template calls it."""
     content: str
+    is_context: bool = False
+    """Whether it is not learned although it is the assistant's."""
 
 
 class Conversation(BaseModel):
-    """Turns in order; the assistant's are learned."""
+    """Turns in order; the assistant's are learned, except those that are context."""
 
     turns: list[Turn]
     ends_with_label: bool = False
@@ -38,21 +41,25 @@ class Conversation(BaseModel):
         Raises:
             ValueError: a turn holds one of the control characters.
         """
-        *before, last = [f"{turn.role}{CONTENT}{turn.content}" for turn in self.turns]
-        text = "".join(TURN + turn for turn in before) + (LABELLED if self.ends_with_label else TURN) + last
-        if len(re.findall(f"[{TURN}{CONTENT}{LABELLED}]", text)) != 2 * len(self.turns):
-            raise ValueError("a turn holds a control character (U+001D to U+001F): remove it, or filter the row out")
+        starts = [READ if turn.is_context else TURN for turn in self.turns]
+        if self.ends_with_label:
+            starts[-1] = LABELLED
+        text = "".join(f"{start}{turn.role}{CONTENT}{turn.content}" for start, turn in zip(starts, self.turns, strict=True))
+        if len(re.findall(f"[{READ}-{CONTENT}]", text)) != 2 * len(self.turns):
+            raise ValueError("a turn holds a control character (U+001C to U+001F): remove it, or filter the row out")
         return text
 
     @classmethod
     def from_text(cls, text: str) -> Self:
         """The conversation that became `text`."""
-        turns = [turn.split(CONTENT) for turn in re.split(f"[{TURN}{LABELLED}]", text)[1:]]
-        return cls(turns=[Turn(role=role, content=content) for role, content in turns], ends_with_label=LABELLED in text)
+        _, *parts = re.split(f"([{TURN}{LABELLED}{READ}])", text)
+        starts, turns = parts[::2], [turn.split(CONTENT) for turn in parts[1::2]]
+        said = [Turn(role=role, content=content, is_context=start == READ) for start, (role, content) in zip(starts, turns, strict=True)]
+        return cls(turns=said, ends_with_label=LABELLED in text)
 
 
-def conversation_of(chat: Chat, row: Mapping[str, Any]) -> Conversation:
-    """The conversation in a row.
+def conversation_of(chat: Chat, row: Mapping[str, Any]) -> Conversation | None:
+    """The conversation in a row; None where it has none of the turns that `learned` asks for.
 
     Raises:
         ValueError: a field is missing, no text or no list of turns, a label is unknown, or nothing is learned.
@@ -60,6 +67,8 @@ def conversation_of(chat: Chat, row: Mapping[str, Any]) -> Conversation:
     match chat:
         case Turns():
             turns = turns_of(chat, row)
+            if not turns:
+                return None
         case Instruction():
             turns = exchange(fill(chat.prompt, row).strip(), fill(chat.response, row))
         case Classification():
@@ -77,15 +86,17 @@ def exchange(prompt: str, response: str) -> list[Turn]:
 
 
 def turns_of(chat: Turns, row: Mapping[str, Any]) -> list[Turn]:
-    """The turns that a field lists."""
+    """The turns that a field lists, up to the last that is learned."""
     listed = value_of(row, chat.field)
     if not isinstance(listed, list) or not listed or not all(isinstance(item, dict) for item in listed):
         raise ValueError(f"field {chat.field!r} is no list of turns")
-    turns = []
+    turns, num_wanted = [], 0
     for item in listed:
-        role, content = (value_of(item, key) for key in (chat.role, chat.content))
-        turns.append(Turn(role=chat.roles.get(str(role), str(role)), content=joined_parts(content, chat.content)))
-    return turns
+        name, content = str(value_of(item, chat.role)), joined_parts(value_of(item, chat.content), chat.content)
+        role, is_wanted = chat.roles.get(name, name), chat.learned is None or name in chat.learned
+        turns.append(Turn(role=role, content=content, is_context=role == ASSISTANT and not is_wanted))
+        num_wanted = len(turns) if is_wanted else num_wanted
+    return turns[:num_wanted]
 
 
 def joined_parts(content: Any, key: str) -> str:

@@ -196,10 +196,11 @@ def row_text(source: RowSource, where: str, row: Any) -> str | None:
     return source.separator.join(fields[field] for field in source.fields)
 
 
-def conversation_text(chat: Chat, where: str, fields: dict[str, Any]) -> str:
-    """The conversation in one row, as a document."""
+def conversation_text(chat: Chat, where: str, fields: dict[str, Any]) -> str | None:
+    """The conversation in one row, as a document; None where nothing in it is to be learned."""
     try:
-        return conversation_of(chat, fields).to_text()
+        conversation = conversation_of(chat, fields)
+        return conversation and conversation.to_text()
     except ValueError as error:
         raise ValueError(f"{where}: {error}") from None
 

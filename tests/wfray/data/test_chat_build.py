@@ -97,9 +97,12 @@ def test_labels_of_a_parquet_source(tmp_path: Path, options: PackOptions, tokeni
 def test_a_conversation_travels_as_text() -> None:
     said = Conversation(turns=[Turn(role="user", content=" a\n"), Turn(role="assistant", content="b")], ends_with_label=True)
     assert Conversation.from_text(said.to_text()) == said
-    assert Conversation.from_text(conversation_of(INSTRUCTION, ROWS[3]).to_text()) == conversation_of(INSTRUCTION, ROWS[3])
+    calls = Conversation(turns=[*said.turns[:1], Turn(role="assistant", content="", is_context=True), *said.turns])
+    assert Conversation.from_text(calls.to_text()) == calls
+    found = conversation_of(INSTRUCTION, ROWS[3])
+    assert found and Conversation.from_text(found.to_text()) == found
     with pytest.raises(ValueError, match="control character"):
-        Conversation(turns=[Turn(role="user", content="a\x1e")]).to_text()
+        Conversation(turns=[Turn(role="user", content="a\x1c")]).to_text()
 
 
 def test_bad_rows_are_named_or_counted_and_bad_sources_refused(tmp_path: Path, options: PackOptions) -> None:

@@ -60,6 +60,13 @@ def test_tokens_are_the_templates_and_responses_are_exact(chat: ChatEncoder, sai
         assert found.endswith(response) and found.removesuffix(response) == ("\n" if response[0].isspace() else "")
 
 
+def test_a_turn_that_is_context_has_the_same_tokens_and_none_is_learned(chat: ChatEncoder) -> None:
+    first, last = [*SAID[1].turns[:1], SAID[1].turns[1].model_copy(update={"is_context": True})], SAID[1].turns[2:]
+    [encoded], [learned_all] = chat.encode([Conversation(turns=first + last)]), chat.encode([SAID[1]])
+    assert np.array_equal(encoded.tokens, learned_all.tokens)
+    assert learned(chat, encoded) == learned(chat, learned_all)[1:]
+
+
 def test_a_turn_in_the_data_ends_no_turn(chat: ChatEncoder) -> None:
     [encoded] = chat.encode([SAID[4]])
     end = chat.chat.convert_tokens_to_ids("<|im_end|>")

@@ -6,7 +6,7 @@ import pytest
 from pydantic import TypeAdapter, ValidationError
 
 from wfray.config.chat import Chat
-from wfray.data.conversations import conversation_of
+from wfray.data.conversations import Conversation, conversation_of
 
 INSTRUCTION = {"kind": "instruction", "prompt": "{instruction}\n\n{input}", "response": "{output}"}
 SHARE_GPT = {"kind": "turns", "field": "conversations", "role": "from", "content": "value", "system": "Tools: {tools}"}
@@ -17,8 +17,14 @@ def chat_of(tree: dict[str, Any]) -> Chat:
     return TypeAdapter[Chat](Chat).validate_python(tree)
 
 
+def said_in(tree: dict[str, Any], row: dict[str, Any]) -> Conversation:
+    found = conversation_of(chat_of(tree), row)
+    assert found
+    return found
+
+
 def turns(tree: dict[str, Any], row: dict[str, Any]) -> list[tuple[str, str]]:
-    return [(turn.role, turn.content) for turn in conversation_of(chat_of(tree), row).turns]
+    return [(turn.role, turn.content) for turn in said_in(tree, row).turns]
 
 
 def test_rows_of_every_shape() -> None:
@@ -31,7 +37,17 @@ def test_rows_of_every_shape() -> None:
     row = {"messages": [{"role": "user", "content": parts}, {"role": "assistant", "content": "c"}]}
     assert turns({"kind": "turns"}, row) == [("user", "ab"), ("assistant", "c")]
     assert turns(LABELLED, {"text": "{text} fun ", "class": 1}) == [("user", "{text} fun  {sic}"), ("assistant", "good")]
-    assert conversation_of(chat_of(LABELLED), {"text": "x", "class": 0}).ends_with_label
+    assert said_in(LABELLED, {"text": "x", "class": 0}).ends_with_label
+
+
+def test_only_turns_that_are_asked_for_are_learned_and_nothing_after_them_is_kept() -> None:
+    said = [("human", "hi"), ("gpt", "yes?"), ("human", "add"), ("function_call", "{}"), ("observation", "[1]"), ("gpt", "one")]
+    row = {"tools": "[]", "conversations": [{"from": role, "value": text} for role, text in said]}
+    found = said_in({**SHARE_GPT, "learned": ["function_call"]}, row)
+    assert [turn.content for turn in found.turns if turn.role == "assistant" and not turn.is_context] == ["{}"]
+    assert [turn.content for turn in found.turns] == ["Tools: []", "hi", "yes?", "add", "{}"]
+    assert said_in({**SHARE_GPT, "learned": ["function_call", "gpt"]}, row).turns == said_in(SHARE_GPT, row).turns
+    assert conversation_of(chat_of({**SHARE_GPT, "learned": ["function_call"]}), {**row, "conversations": row["conversations"][:3]}) is None
 
 
 def test_the_fields_that_are_read_are_known() -> None:
@@ -74,3 +90,9 @@ def test_bad_rows_are_named(tree: dict[str, Any], row: dict[str, Any], message: 
 def test_bad_formats_are_refused(change: dict[str, Any], message: str) -> None:
     with pytest.raises(ValidationError, match=message):
         chat_of({**LABELLED, **change})
+
+
+@pytest.mark.parametrize(("learned", "message"), [([], "at least 1"), (["gpt", "human"], "human is not the assistant's")])
+def test_turns_to_be_learned_are_the_assistants(learned: list[str], message: str) -> None:
+    with pytest.raises(ValidationError, match=message):
+        chat_of({**SHARE_GPT, "learned": learned})
