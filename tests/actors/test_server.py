@@ -118,10 +118,14 @@ def test_errors_reach_the_client_as_openais(client, url):
     assert invalid.status_code == 400 and "JSON" in invalid.json()["error"]["message"]
 
 
-def test_a_probe_is_answered_and_timed(url, monkeypatch):
+def test_a_probe_is_answered_and_timed(client, url):
     sample = ask(url, "first", QUESTION[0]["content"], Probes(max_tokens=20), KEY)
     assert "7 days" in sample.answer and sample.finish_reason == "stop"
     assert 0 < sample.first_token_seconds < 30 and sample.completion_tokens > 5 and sample.tokens_per_second > 0
+    system = "Answer with the number of days alone, and nothing else."
+    told = client.chat.completions.create(model="first", messages=[{"role": "system", "content": system}, *QUESTION], max_tokens=1)
+    asked = ask(url, "first", QUESTION[0]["content"], Probes(max_tokens=1, system=system), KEY)
+    assert told.usage and asked.prompt_tokens == told.usage.prompt_tokens != sample.prompt_tokens
     with pytest.raises(ValueError, match="third refused"):
         ask(url, "third", "Hi", Probes(), KEY)
 

@@ -55,6 +55,8 @@ class Probes(Config):
 
     prompts: list[str] = []
     """Each is one user message, put to every model."""
+    system: str | None = None
+    """The system message before each; None leaves it to the model's chat template."""
     max_tokens: PositiveInt = 48
     temperature: NonNegativeFloat = 0.0
     """0 takes the likeliest token each time."""

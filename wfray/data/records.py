@@ -200,7 +200,7 @@ def conversation_text(chat: Chat, where: str, fields: dict[str, Any]) -> str | N
     """The conversation in one row, as a document; None where nothing in it is to be learned."""
     try:
         conversation = conversation_of(chat, fields)
-        return conversation and conversation.to_text()
+        return conversation.to_text() if conversation else None
     except ValueError as error:
         raise ValueError(f"{where}: {error}") from None
 

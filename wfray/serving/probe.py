@@ -29,14 +29,15 @@ class Sample(BaseModel):
 
 
 def ask(base_url: str, model: str, prompt: str, probes: Probes, key: str | None = None) -> Sample:
-    """Put one user message to a model and read the streamed answer; `key` is an API key, where the server wants one.
+    """Put one user message to a model, after the system message if there is one, and read the streamed answer; `key` is an API key, where the server wants one.
 
     Raises:
         ValueError: the server refuses the request.
     """
+    system = [] if probes.system is None else [{"role": "system", "content": probes.system}]
     body: dict[str, Any] = {
         "model": model,
-        "messages": [{"role": "user", "content": prompt}],
+        "messages": [*system, {"role": "user", "content": prompt}],
         "max_tokens": probes.max_tokens,
         "temperature": probes.temperature,
         "seed": probes.seed,
