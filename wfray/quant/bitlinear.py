@@ -116,9 +116,10 @@ def bit_linears(model: nn.Module) -> list[BitLinear]:
 
 
 def hold_codes(model: nn.Module) -> None:
-    """Compute the codes of every BitLinear once, for as long as no weight changes."""
+    """Compute the codes of every BitLinear that uses them once, for as long as no weight changes."""
     for layer in bit_linears(model):
-        layer.hold_codes()
+        if not layer.is_plain:
+            layer.hold_codes()
 
 
 def release_codes(model: nn.Module) -> None:

@@ -91,6 +91,16 @@ def test_held_codes_give_the_same_bits_until_they_are_released(layer: BitLinear)
     assert not torch.equal(layer(x), fresh)
 
 
+def test_no_codes_are_computed_where_lambda_is_0(layer: BitLinear, monkeypatch: pytest.MonkeyPatch) -> None:
+    set_lambda(layer, 0.0)
+    x = torch.randn(7, 40)
+    fresh = layer(x)
+    monkeypatch.setattr("wfray.quant.bitlinear.quantize_weight", lambda weight: pytest.fail("quantized"))
+    hold_codes(layer)
+    assert torch.equal(layer(x), fresh)
+    release_codes(layer)
+
+
 def test_backward_keeps_int8_activations_only() -> None:
     layer = BitLinear(nn.Parameter(torch.randn(24, 40)))
     saved: list[Tensor] = []
