@@ -85,8 +85,8 @@ format: install ## put the code in shape
 	$(BIN)/ruff check --fix .
 	$(BIN)/ruff format .
 
-bench: install ## run one benchmark: make bench NAME=qat_step
-	$(BIN)/python -m benchmarks.$(NAME)
+bench: install ## run one benchmark: make bench NAME=qat_step ARGS=--help
+	$(BIN)/python -m benchmarks.$(NAME) $(ARGS)
 
 clean: ## delete the environment; runs are kept
 	rm -rf $(VENV) build *.egg-info

@@ -1,6 +1,6 @@
 """Decoding a block at a time against autoregressive decoding with a key-value cache: same weights, same engine, batch 1.
 
-Work: answers to held-out prompts of real instructions by the demonstration's checkpoint (`python -m jobs.pipeline --config
+Work: calls of functions in held-out conversations by the demonstration's checkpoint (`python -m jobs.pipeline --config
 configs/diffusion.yaml`), 2 threads, greedy; prompts are prefilled in either. Autoregressive decoding is the same decoder with blocks of one
 token. Beside it: tokens a forward pass, and what the training changed in held-out loss: nats a response token of the autoregressive
 model before (causal) and of the block-diffusion one after (its Monte Carlo bound; and causal, which it was not trained for).
