@@ -29,7 +29,7 @@ class Sample(BaseModel):
 
 
 def ask(base_url: str, model: str, prompt: str, probes: Probes, key: str | None = None) -> Sample:
-    """Put one user message, after the probes' system message, to a model and read its answer; `key` is an API key, where the server wants one.
+    """Put one user message, after the system message of `probes`, to a model and read its answer; `key` is an API key if one is needed.
 
     Raises:
         ValueError: the server refuses the request.
