@@ -70,7 +70,7 @@ def test_where_a_run_is_kept_does_not_change_what_a_stage_is() -> None:
     [
         ("train.tokns=1", r"train.tokns: unknown key; did you mean 'tokens'\?"),
         ("train.tokens=many", "train.tokens: Input should be a valid integer.*'many'"),
-        ("train.tokens=10", r"train: tokens 10 is less than one step \(batch_tokens 1024\)"),
+        ("train.tokens=10", r"train: tokens 10 is less than one step \(batch_tokens 512\)"),
         ("train.tokens", "must look like key=value"),
         ("objectives=[1", r"override 'objectives=\[1': '\[1' is no value in YAML"),
         ("objectives.7.weight=1", "'7' does not exist"),
