@@ -69,8 +69,7 @@ class BitLinear(nn.Module):
         """x [..., C] -> [..., D]; the dtype is autocast's where that is on, else that of `x`."""
         if self.is_plain:
             return F.linear(x, self.weight, self.bias)
-        if self.norm is not None:
-            x = self._normed(x, self.norm)
+        x = self.normed(x)
         device = x.device.type
         dtype = torch.get_autocast_dtype(device) if torch.is_autocast_enabled(device) else x.dtype
         codes_DC, scale = self.ternary_weight()
@@ -80,10 +79,13 @@ class BitLinear(nn.Module):
             y = self._partly_ternary(x, codes_DC * scale, self.partial_lambda)
         return y if self.bias is None else y + self.bias.to(y.dtype)
 
-    def _normed(self, x: Tensor, norm: nn.RMSNorm) -> Tensor:
+    def normed(self, x: Tensor) -> Tensor:
+        """What the layer quantizes: `x` after its SubLN, where there is one."""
+        if self.norm is None:
+            return x
         # The fused kernel wants one dtype, and the norm's weight is float32 in training.
-        wide = x.to(norm.weight.dtype)
-        normed = norm(wide)
+        wide = x.to(self.norm.weight.dtype)
+        normed = self.norm(wide)
         return normed if self.partial_lambda is None else wide + self.partial_lambda * (normed - wide)
 
     def _partly_ternary(self, x: Tensor, quantized_DC: Tensor, strength: Tensor) -> Tensor:

@@ -5,7 +5,7 @@ memory is the activations of one row. In bfloat16 an input is rounded by one par
 over some million of them by far less.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import numpy as np
@@ -35,17 +35,27 @@ def calibrate(model: PreTrainedModel, subln: Subln, corpus: Path, num_tokens: in
     Returns:
         see `measure_input_rms`.
     """
-    packed = PackedCorpus(corpus)
-    stream = MixedStream(packed, "train", seed=SEED)
-    num_rows = max(1, num_tokens // packed.index.sequence_length)
 
     def run() -> None:
-        for _ in range(num_rows):
-            row = stream.take(1)
-            arrays: dict[str, np.ndarray] = {name: row[name] for name in ("input_ids", "position_ids", "segment_ids")}
-            hidden_states(model, {name: torch.from_numpy(array) for name, array in arrays.items()})
+        for row in calibration_rows(corpus, num_tokens):
+            hidden_states(model, row)
 
     return measure_input_rms(model, subln, run)
+
+
+def calibration_rows(corpus: Path, num_tokens: int) -> Iterator[dict[str, Tensor]]:
+    """The first rows of the training mix, each as a batch [1, T] for `run_body`.
+
+    Args:
+        corpus: a packed corpus directory.
+        num_tokens: how much text, rounded down to rows, one row at least.
+    """
+    packed = PackedCorpus(corpus)
+    stream = MixedStream(packed, "train", seed=SEED)
+    for _ in range(max(1, num_tokens // packed.index.sequence_length)):
+        row = stream.take(1)
+        arrays: dict[str, np.ndarray] = {name: row[name] for name in ("input_ids", "position_ids", "segment_ids")}
+        yield {name: torch.from_numpy(array) for name, array in arrays.items()}
 
 
 @torch.no_grad()

@@ -20,6 +20,8 @@ class Family:
     mlp: str = "mlp"
     norm_offset: float = 0.0
     """What its norms add to their weights."""
+    norms_outputs: bool = False
+    """Whether the outputs of attention and MLP are normed before they are added to the stream."""
     fixed: dict[str, Any] = field(default_factory=dict)
     """Options of the configuration that only this value is supported of."""
 
@@ -31,6 +33,7 @@ FAMILIES: dict[str, Family] = {
     "qwen3": Family(),
     "gemma3_text": Family(
         norm_offset=1.0,
+        norms_outputs=True,
         fixed={"final_logit_softcapping": None, "attn_logit_softcapping": None, "use_bidirectional_attention": False},
     ),
 }
