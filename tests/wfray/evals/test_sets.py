@@ -1,6 +1,6 @@
 """Sets that are built here from what packages ship."""
 
-from wfray.evals.sets import in_turns, qnli_pairs
+from wfray.evals.sets import from_other_articles, in_turns, qnli_pairs
 
 PARAGRAPH = {
     "context": "The Rhine rises in the Alps. It ends in the North Sea near Rotterdam. Barges carry coal on it.",
@@ -25,3 +25,18 @@ def test_a_question_meets_the_sentence_with_its_answer_and_another_that_shares_w
 
 def test_a_passage_of_one_sentence_gives_nothing() -> None:
     assert qnli_pairs({"context": "One sentence. ", "qas": [{"question": "?", "answers": [{"answer_start": 0, "text": "One"}]}]}) == []
+
+
+def test_wrong_sentences_can_come_from_other_articles() -> None:
+    other = {
+        "context": "Tea grows in Assam. It is picked by hand.",
+        "qas": [
+            {"question": "Where does tea grow?", "answers": [{"answer_start": 13, "text": "Assam"}]},
+            {"question": "How is it picked?", "answers": [{"answer_start": 33, "text": "by hand"}]},
+        ],
+    }
+    rows = from_other_articles([qnli_pairs(PARAGRAPH), qnli_pairs(other)])
+    assert [row["answer"] for row in rows] == ["yes", "no"] * 2
+    assert rows[0]["sentence"] == "It ends in the North Sea near Rotterdam." and rows[2]["sentence"] == "Tea grows in Assam."
+    assert rows[1]["sentence"] in ("Tea grows in Assam.", "It is picked by hand."), "of the other article"
+    assert rows[3]["sentence"] in ("It ends in the North Sea near Rotterdam.", "The Rhine rises in the Alps.")
