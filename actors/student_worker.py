@@ -29,7 +29,7 @@ from wfray.teacher import Fingerprint, SignalRequest
 from wfray.teacher.fingerprint import recorded_teacher
 from wfray.train import CheckpointStore, Collective, Feed, Replica, StepPlan, Trainer
 from wfray.train.influence import StudentProbe, make_mixer
-from wfray.train.optimizer import make_optimizer
+from wfray.train.optimizer import freeze, make_optimizer
 from wfray.train.state import TrainingState
 from wfray.train.tracking import open_log
 
@@ -58,6 +58,7 @@ def run_worker(
     if config.train.gradient_checkpointing:
         model.gradient_checkpointing_enable({"use_reentrant": False})
     torch.nn.Module.to(model, "cuda" if torch.cuda.is_available() else "cpu")
+    freeze(model, config.train)
     if config.train.compile:
         compile_layers(model)
     checkpoints = CheckpointStore(directory / "checkpoints", collective)

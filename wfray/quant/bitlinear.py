@@ -42,13 +42,13 @@ class TernaryProduct(torch.autograd.Function):
         return y_TD.view(*x.shape[:-1], -1)
 
     @staticmethod
-    def backward(ctx: Any, grad_y: Tensor) -> tuple[Tensor, Tensor, None, None, None]:
-        """The gradients of x and of the latent weight."""
+    def backward(ctx: Any, grad_y: Tensor) -> tuple[Tensor, Tensor | None, None, None, None]:
+        """The gradients of x and of the latent weight, where that learns."""
         codes_TC, scale_T1, codes_DC, scale = ctx.saved_tensors
         grad_TD = grad_y.flatten(0, -2).to(ctx.dtype)
         grad_x = ((grad_TD @ codes_DC.to(ctx.dtype)) * scale).to(ctx.x_dtype)
-        grad_weight = grad_TD.t() @ (codes_TC * scale_T1).to(ctx.dtype)
-        return grad_x.view(ctx.x_shape), grad_weight.float(), None, None, None
+        grad_weight = (grad_TD.t() @ (codes_TC * scale_T1).to(ctx.dtype)).float() if ctx.needs_input_grad[1] else None
+        return grad_x.view(ctx.x_shape), grad_weight, None, None, None
 
 
 class BitLinear(nn.Module):

@@ -6,13 +6,14 @@ give, towards the original's outputs (`wfray.quant.compensated`). So only one mo
 states of the calibration text, [N, C] each, and the outputs of one layer.
 
 **What is aimed at.** The output projections (o_proj, down_proj) add to the residual stream, so they are aimed at what brings the student's
-stream to the original's: each makes up for what was lost before it, as far as its input tells. Some tokens, a document's first above all, have a
-stream a hundred times as long as others, on which attention rests. One scale a matrix cannot reach that, and need not: all that reads
-the stream norms it first, so the aim is the original's stream, shortened to eight times the median token's. Families that norm an output before it
-is added are aimed at the output alone.
+stream to the original's: each makes up for what was lost before it, as far as its input tells. Families that norm an output before it is
+added are aimed at the output alone.
 
-**What counts.** Errors of what is added to the stream are taken relative to it, those of gate and up also by how much their MLP adds to it, and
-those of queries, keys and values as they are. Measurements: benchmarks/quality/LOG.md.
+**What counts.** Errors of what is added to the stream are taken relative to it, those of gate and up also by how much their MLP adds to
+it, and those of queries, keys and values as they are.
+
+**What it gives**, and what is lost most: a document's first token, whose stream is a hundred times as long as others' in the original and
+on which attention rests, keeps that in some documents and loses it in others (benchmarks/quality/LOG.md).
 """
 
 from collections.abc import Callable, Iterator
@@ -33,8 +34,6 @@ from wfray.student.forward import collect, run_body
 
 GROUPS = (("q_proj", "k_proj", "v_proj"), ("o_proj",), ("gate_proj", "up_proj"), ("down_proj",))
 """Projections that read one input, in the order in which a layer runs them."""
-LONGEST = 8.0
-"""Of a stream that is aimed at, in medians of all tokens' lengths."""
 
 Batch = dict[str, Tensor]
 Report = Callable[[int, int, float], None]
@@ -117,10 +116,8 @@ class OriginalTokens:
     """Of every projection, less its bias."""
 
     def after(self, projection: str) -> Tensor:
-        """The stream after an output projection, float32, shortened."""
-        stream_NC = self.stream_NC.float() + self.outputs["o_proj"] if projection == "o_proj" else self.result_NC.float()
-        lengths = norms(stream_NC)
-        return stream_NC * (LONGEST * lengths.median() / lengths).clamp(max=1.0)
+        """The stream after an output projection, float32."""
+        return self.stream_NC.float() + self.outputs["o_proj"] if projection == "o_proj" else self.result_NC.float()
 
     def importance(self, projection: str) -> Tensor:
         """How much the error of a token counts, [N, 1]; see the module docstring."""

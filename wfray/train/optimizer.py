@@ -37,6 +37,12 @@ class MuonWithAdamW(torch.optim.Optimizer):
             part.step()
 
 
+def freeze(model: PreTrainedModel, train: Training) -> None:
+    """Let only those parameters have gradients that `train.learned` names."""
+    for parameter in model.parameters():
+        parameter.requires_grad_(train.learned == "all" or parameter.ndim < 2)
+
+
 def make_optimizer(model: PreTrainedModel, train: Training) -> torch.optim.Optimizer:
     """The optimizer that `train.optimizer` names, with its states and, where it is on, the average of the weights."""
     config = train.optimizer

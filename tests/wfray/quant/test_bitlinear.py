@@ -64,6 +64,17 @@ def test_forward_and_gradients_equal_the_straight_through_reference(layer: BitLi
         torch.testing.assert_close(ours, theirs, rtol=1e-5, atol=1e-5)
 
 
+def test_a_frozen_weight_gets_no_gradient_and_changes_no_other(layer: BitLinear) -> None:
+    x = torch.randn(7, 40, requires_grad=True)
+    layer(x).square().sum().backward()
+    wanted = x.grad, layer.norm.weight.grad
+    x.grad, layer.norm.weight.grad, layer.weight.grad = None, None, None
+    layer.weight.requires_grad_(False)
+    layer(x).square().sum().backward()
+    assert layer.weight.grad is None
+    assert torch.equal(x.grad, wanted[0]) and torch.equal(layer.norm.weight.grad, wanted[1])
+
+
 def test_without_lambda_it_is_the_linear_layer_that_it_was_made_of(layer: BitLinear) -> None:
     set_lambda(layer, 0.0)
     x = torch.randn(7, 40)

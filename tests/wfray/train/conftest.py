@@ -23,7 +23,7 @@ from wfray.student.kind import CausalStudent
 from wfray.teacher.signals import Signals
 from wfray.train import CheckpointStore, Collective, Feed, Replica, StepPlan, Trainer
 from wfray.train.influence import StudentProbe, make_mixer
-from wfray.train.optimizer import make_optimizer
+from wfray.train.optimizer import freeze, make_optimizer
 from wfray.train.state import TrainingState
 
 __all__ = ["packed"]
@@ -100,6 +100,7 @@ class Attempt:
         self.model = convert(tiny_model("llama"), Subln(init="ones"))
         collective, precision = Collective(), dtype_of(settings.train.precision)
         replica = Replica(self.model, precision, collective)
+        freeze(self.model, settings.train)
         optimizer = make_optimizer(self.model, settings.train)
         store = CheckpointStore(directory / "checkpoints", collective)
         newest = store.newest()

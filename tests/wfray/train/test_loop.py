@@ -22,7 +22,7 @@ EVERYTHING: dict[str, Any] = {
 }
 
 
-@pytest.mark.parametrize("settings", [{}, EVERYTHING], ids=["adamw", "everything"])
+@pytest.mark.parametrize("settings", [{}, EVERYTHING, {"learned": "norms"}], ids=["adamw", "everything", "norms"])
 @pytest.mark.parametrize("die_at", [1, 4, 6, 9])
 def test_a_killed_and_resumed_run_has_the_same_rows_to_the_bit(
     corpus: PackedCorpus, tmp_path: Path, settings: dict[str, Any], die_at: int
@@ -30,7 +30,7 @@ def test_a_killed_and_resumed_run_has_the_same_rows_to_the_bit(
     uninterrupted = Attempt(corpus, tmp_path / "whole", config(**settings))
     uninterrupted.run()
     assert len(uninterrupted.rows) == 10
-    if settings:
+    if settings is EVERYTHING:
         assert uninterrupted.rows[0]["attention_logit"] > 2.0, "QK-clip has something to do"
         assert any(row["clipped_norm"] < row["gradient_norm"] for row in uninterrupted.rows[4:]), "and so has ZClip"
     killed = Attempt(corpus, tmp_path / "killed", config(**settings), die_at)
@@ -63,6 +63,16 @@ def test_the_loss_falls_and_lambda_reaches_one(corpus: PackedCorpus, tmp_path: P
     losses = list(attempt.run().values())
     assert np.mean(losses[-5:]) < np.mean(losses[:5]) - 0.2
     assert [row["lambda"] for row in attempt.rows[:6]] == [0.0, 0.25, 0.5, 0.75, 1.0, 1.0]
+
+
+def test_norms_alone_learn_and_codes_stay(corpus: PackedCorpus, tmp_path: Path) -> None:
+    attempt = Attempt(corpus, tmp_path, config(learned="norms", tokens=40 * STEP))
+    before = {name: parameter.detach().clone() for name, parameter in attempt.model.named_parameters()}
+    losses = list(attempt.run().values())
+    assert np.mean(losses[-5:]) < np.mean(losses[:5]) - 0.05
+    moved = {name for name, parameter in attempt.model.named_parameters() if not torch.equal(parameter, before[name])}
+    assert moved == {name for name in before if "norm" in name}
+    assert all(parameter.grad is None for name, parameter in attempt.model.named_parameters() if name not in moved)
 
 
 def test_a_loss_that_is_not_finite_is_refused_and_the_checkpoint_named(corpus: PackedCorpus, tmp_path: Path) -> None:

@@ -57,15 +57,18 @@ def whole(tensor: Tensor) -> Tensor:
     return tensor.detach().full_tensor() if isinstance(tensor, DTensor) else tensor.detach().clone()
 
 
-def train(tied: bool, checkpointing: bool = False) -> dict[str, Any]:
+def train(tied: bool, checkpointing: bool = False, norms_alone: bool = False) -> dict[str, Any]:
     """A few steps on this worker's share of the batch, row by row; what every worker must agree on."""
     student, teacher = make_model(0, tied), make_model(1, tied)
     if checkpointing:
         student.gradient_checkpointing_enable({"use_reentrant": False})
+    for parameter in student.parameters():
+        parameter.requires_grad_(parameter.ndim < 2 or not norms_alone)
     collective = Collective()
     replica = Replica(student, torch.float32, collective)
     loss = StageLoss(OBJECTIVES, lm_head_weight(teacher).detach(), torch.float32)
-    optimizer = torch.optim.AdamW(student.parameters(), lr=1e-2, eps=1e-3, fused=True)
+    learned = [parameter for parameter in student.parameters() if parameter.requires_grad]
+    optimizer = torch.optim.AdamW(learned, lr=1e-2, eps=1e-3, fused=True)
     totals = Totals(num_targets=ROWS * (LENGTH - 1), num_related=ROWS * LENGTH)
     share = ROWS // collective.world_size
     mine = range(collective.rank * share, (collective.rank + 1) * share)
@@ -88,8 +91,9 @@ def train(tied: bool, checkpointing: bool = False) -> dict[str, Any]:
             part.backward()
             total += part.item()
         seen["losses"].append(collective.sum_floats({"loss": total})["loss"])
-        seen["gradients"] = seen.get("gradients") or {name: whole(parameter.grad) for name, parameter in student.named_parameters()}
-        seen["norms"].append(whole(torch.nn.utils.clip_grad_norm_(student.parameters(), 1.0)).item())
+        found = {name: parameter.grad for name, parameter in student.named_parameters() if parameter.grad is not None}
+        seen["gradients"] = seen.get("gradients") or {name: whole(gradient) for name, gradient in found.items()}
+        seen["norms"].append(whole(torch.nn.utils.clip_grad_norm_(learned, 1.0)).item())
         seen["codes_are_those_of_the_whole_weight"].append(all(codes_agree(layer) for layer in bit_linears(student)))
         replica.release_codes()
         optimizer.step()
@@ -110,13 +114,14 @@ def two(tmp_path_factory: pytest.TempPathFactory) -> list[dict[str, Any]]:
     return run_workers(2, train, tmp_path_factory.mktemp("two"), True)
 
 
-def check(answers: list[dict[str, Any]], tied: bool) -> None:
+def check(answers: list[dict[str, Any]], tied: bool, norms_alone: bool = False) -> None:
     """Workers agree to the bit with each other, and with one worker but for the order of summation."""
     torch.use_deterministic_algorithms(True)
-    wanted, first = train(tied), answers[0]
+    wanted, first = train(tied, norms_alone=norms_alone), answers[0]
     assert all(first["codes_are_those_of_the_whole_weight"])
     assert first["losses"][0] == pytest.approx(wanted["losses"][0], rel=1e-6)
     assert first["norms"][0] == pytest.approx(wanted["norms"][0], rel=1e-6)
+    assert first["gradients"].keys() == wanted["gradients"].keys()
     for name, gradient in wanted["gradients"].items():
         torch.testing.assert_close(first["gradients"][name], gradient, rtol=1e-4, atol=1e-6)
     assert first["losses"] == pytest.approx(wanted["losses"], rel=5e-3)
@@ -134,6 +139,12 @@ def test_two_workers_compute_what_one_does(two: list[dict[str, Any]]) -> None:
 @pytest.mark.parametrize(("num_workers", "tied"), [(3, True), (4, False)])
 def test_more_workers_compute_what_one_does(tmp_path: Path, num_workers: int, tied: bool) -> None:
     check(run_workers(num_workers, train, tmp_path, tied), tied)
+
+
+def test_workers_learn_the_norms_alone_as_one_does(tmp_path: Path) -> None:
+    answers = run_workers(2, train, tmp_path, True, False, True)
+    check(answers, tied=True, norms_alone=True)
+    assert answers[0]["gradients"] and all("norm" in name for name in answers[0]["gradients"])
 
 
 def test_gradient_checkpointing_changes_nothing(two: list[dict[str, Any]], tmp_path: Path) -> None:
