@@ -20,7 +20,7 @@ from torch import Tensor
 from wfray.quant.int8 import fake_quantize_activations
 
 NUM_ROUNDS = 3
-BLOCK = 64
+BLOCK = 32
 """Columns whose errors are taken out of the rest at once."""
 NEAREST_NONZERO, FARTHEST_ZERO = 0.55, 0.45
 """Bounds of latent weights in units of the scale; plain rounding divides at 0.5."""
@@ -69,24 +69,36 @@ class Compensation:
         self.factor_CC = torch.linalg.cholesky(inverse, upper=True).float()
         """U with `H^-1 = U^T U`: row j says how column j's error is spread."""
 
-    def latent(self, weight_DC: Tensor, cross_DC: Tensor) -> Tensor:
+    def latents(self, weights: list[Tensor], cross: list[Tensor]) -> list[Tensor]:
         """Latent weights (float32) whose plain rounding answers best to the inputs; see the module docstring.
 
         Args:
-            weight_DC: the original matrix.
-            cross_DC: X.
+            weights: the original matrices, [D, C] each.
+            cross: X of each.
 
         Raises:
             ValueError: no codes answer to what is wanted.
         """
-        fitted_DC = self.refit(weight_DC.float(), cross_DC)
-        scale = fitted_DC.abs().mean()
+        heights = [len(weight) for weight in weights]
+        cross_DC = torch.cat(cross)
+        fitted_DC = self.refit(torch.cat(weights).float(), cross_DC)
+        scales = torch.stack([matrix.abs().mean() for matrix in fitted_DC.split(heights)])
+        by_row = torch.tensor(heights, device=scales.device)
         for _ in range(NUM_ROUNDS - 1):
-            codes_DC, _ = self.round(fitted_DC, scale)
-            scale = (codes_DC * cross_DC).sum() / (codes_DC * (codes_DC @ self.inputs_CC)).sum()
-            if not scale > 0:
-                raise ValueError("compensated rounding found no scale for a matrix: calibrate with more text, or raise rounding.ridge")
-        return settle(*self.round(fitted_DC, scale), scale)
+            codes_DC, _ = self.round(fitted_DC, scales.repeat_interleave(by_row))
+            scales = self.best_scales(codes_DC, cross_DC, heights)
+        rounded = zip(*(part.split(heights) for part in self.round(fitted_DC, scales.repeat_interleave(by_row))), strict=True)
+        return [settle(codes, weight, scale) for (codes, weight), scale in zip(rounded, scales, strict=True)]
+
+    def best_scales(self, codes_DC: Tensor, cross_DC: Tensor, heights: list[int]) -> Tensor:
+        """Of each matrix the scale with which its codes answer best, step 3."""
+        agreement_D = (codes_DC * cross_DC).sum(dim=1)
+        energy_D = (codes_DC * (codes_DC @ self.inputs_CC)).sum(dim=1)
+        pairs = zip(agreement_D.split(heights), energy_D.split(heights), strict=True)
+        scales = torch.stack([agreement.sum() / energy.sum() for agreement, energy in pairs])
+        if not (scales > 0).all():
+            raise ValueError("compensated rounding found no scale for a matrix: calibrate with more text, or raise rounding.ridge")
+        return scales
 
     def refit(self, weight_DC: Tensor, cross_DC: Tensor) -> Tensor:
         """V, step 1."""
@@ -95,17 +107,18 @@ class Compensation:
         regular_CC.diagonal().add_(self.ridge)
         return weight_DC + torch.linalg.solve(regular_CC, missing_DC, left=False).float()
 
-    def round(self, weight_DC: Tensor, scale: Tensor) -> tuple[Tensor, Tensor]:
-        """Codes (as floats) and the weights as they stood when they were rounded, step 2."""
+    def round(self, weight_DC: Tensor, scale_D: Tensor) -> tuple[Tensor, Tensor]:
+        """Codes (as floats) and the weights as they stood when they were rounded, step 2; the scale of each row is given."""
         left_CD = weight_DC[:, self.order].T.contiguous()
         codes_CD = torch.empty_like(left_CD)
         for start in range(0, len(left_CD), BLOCK):
             stop = min(start + BLOCK, len(left_CD))
             errors = torch.empty_like(left_CD[start:stop])
             for column in range(start, stop):
-                codes_CD[column] = (left_CD[column] / scale).round_().clamp_(-1, 1)
-                errors[column - start] = (left_CD[column] - codes_CD[column] * scale) / self.factor_CC[column, column]
-                left_CD[column + 1 : stop] -= self.factor_CC[column, column + 1 : stop, None] * errors[column - start]
+                codes_D = torch.div(left_CD[column], scale_D, out=codes_CD[column]).round_().clamp_(-1, 1)
+                error_D = torch.addcmul(left_CD[column], codes_D, scale_D, value=-1, out=errors[column - start])
+                error_D /= self.factor_CC[column, column]
+                left_CD[column + 1 : stop].addr_(self.factor_CC[column, column + 1 : stop], error_D, alpha=-1)
             left_CD[stop:] -= self.factor_CC[start:stop, stop:].T @ errors
         back = self.order.argsort()
         return codes_CD[back].T.contiguous(), left_CD[back].T.contiguous()

@@ -26,7 +26,7 @@ from torch import Tensor, nn
 from transformers import PreTrainedModel
 
 from wfray.config.convert import Compensated
-from wfray.quant.bitlinear import BitLinear
+from wfray.quant.bitlinear import BitLinear, release_codes
 from wfray.quant.compensated import Compensation, Moments
 from wfray.quant.schedule import set_lambda
 from wfray.student.families import OUTPUT_PROJECTIONS, Family, decoder_layers, family_of, projections
@@ -151,7 +151,9 @@ class LayerWalk:
         set_lambda(self.layer, 1.0)
         for group in GROUPS:
             self.compensate_group(group, tokens, streams, options)
-        return results, self.run(streams)
+        streams = self.run(streams)
+        release_codes(self.layer)
+        return results, streams
 
     def watch(self, originals: list[Tensor]) -> tuple[list[Tensor], list[OriginalTokens]]:
         """Run the original's layer: its outputs, and all that is aimed at."""
@@ -208,6 +210,8 @@ class LayerWalk:
                 wanted_ND = torch.cat([original.outputs[name] for name in group], dim=-1)
             moments.add(x_NC, wanted_ND, original.importance(group[0]))
         compensation = Compensation(moments.inputs_CC, options.ridge, options.damping)
-        for name, cross_DC in zip(group, moments.cross_DC.split(widths), strict=True):
-            projection = self.projections[name]
-            projection.weight = nn.Parameter(compensation.latent(projection.weight, cross_DC))
+        matrices = [self.projections[name] for name in group]
+        latents = compensation.latents([matrix.weight for matrix in matrices], list(moments.cross_DC.split(widths)))
+        for projection, latent in zip(matrices, latents, strict=True):
+            projection.weight = nn.Parameter(latent)
+            projection.hold_codes()

@@ -60,7 +60,10 @@ STOP = "train.early_stopping={kind: heldout, every_tokens: %s, patience: %s}"
         (["objectives=[{kind: cross_entropy, weight: 0}]", "teacher=null"], "every objective has weight 0"),
         (["objectives.0.weight={start: -1.0, end: 1.0}"], "start: Input should be greater than or equal to 0"),
         (["objectives.1.weight=-10"], "weight.*greater than or equal to 0"),
-        (["train.learned=norms", "train.optimizer={kind: muon, learning_rate: 0.01}"], "optimizer muon is for matrices, and learned is norms"),
+        (
+            ["train.learned=norms", "train.optimizer={kind: muon, learning_rate: 0.01}"],
+            "optimizer muon is for matrices, and learned is norms",
+        ),
         (["train.gradient_clip=1.0"], "train.gradient_clip: unknown key"),
     ],
 )

@@ -48,7 +48,7 @@ def slowly_rounded(weight: Tensor, inputs_CC: Tensor, scale: float, damping: flo
 
 def test_rounding_is_that_of_the_paper(inputs: Tensor, weight: Tensor) -> None:
     moments = moments_of(inputs, inputs @ weight.T)
-    codes, _ = Compensation(moments.inputs_CC, ridge=0.0, damping=0.02).round(weight, torch.tensor(0.08))
+    codes, _ = Compensation(moments.inputs_CC, ridge=0.0, damping=0.02).round(weight, torch.full((NUM_OUTPUTS,), 0.08))
     wanted = slowly_rounded(weight, moments.inputs_CC, 0.08, damping=0.02)
     assert (codes != wanted).float().mean() < 0.01, "float32 may round a tie the other way"
 
@@ -77,7 +77,7 @@ def test_outputs_are_nearer_than_those_of_plain_rounding(inputs: Tensor, weight:
     """On inputs that were not calibrated on."""
     known, fresh = inputs[:300], inputs[300:]
     moments = moments_of(known, known @ weight.T)
-    latent = Compensation(moments.inputs_CC, ridge=0.01, damping=0.01).latent(weight, moments.cross_DC)
+    (latent,) = Compensation(moments.inputs_CC, ridge=0.01, damping=0.01).latents([weight], [moments.cross_DC])
 
     def error(latent: Tensor) -> float:
         codes, scale = quantize_weight(latent)
@@ -105,8 +105,19 @@ def test_settling_leaves_weights_whose_mean_is_the_scale_where_they_are() -> Non
 
 def test_the_result_is_the_same_to_the_bit(inputs: Tensor, weight: Tensor) -> None:
     moments = [moments_of(inputs, inputs @ weight.T) for _ in range(2)]
-    first, second = (Compensation(each.inputs_CC, 0.05, 0.05).latent(weight, each.cross_DC) for each in moments)
+    first, second = (Compensation(each.inputs_CC, 0.05, 0.05).latents([weight], [each.cross_DC])[0] for each in moments)
     assert torch.equal(first, second)
+
+
+def test_matrices_of_the_same_inputs_are_rounded_each_with_its_own_scale(inputs: Tensor, weight: Tensor) -> None:
+    moments = moments_of(inputs, inputs @ weight.T)
+    compensation = Compensation(moments.inputs_CC, 0.05, 0.05)
+    small, large = [weight[:5], moments.cross_DC[:5]], [30 * weight[5:], 30 * moments.cross_DC[5:]]
+    together = compensation.latents([small[0], large[0]], [small[1], large[1]])
+    apart = [compensation.latents([matrix], [cross])[0] for matrix, cross in (small, large)]
+    for ours, theirs in zip(together, apart, strict=True):
+        assert torch.equal(quantize_weight(ours)[0], quantize_weight(theirs)[0])
+        torch.testing.assert_close(quantize_weight(ours)[1], quantize_weight(theirs)[1])
 
 
 def test_inputs_of_zeros_are_refused() -> None:
@@ -117,4 +128,4 @@ def test_inputs_of_zeros_are_refused() -> None:
 def test_wanted_outputs_that_no_codes_answer_to_are_refused(inputs: Tensor, weight: Tensor) -> None:
     moments = moments_of(inputs, inputs @ weight.T)
     with pytest.raises(ValueError, match="no scale for a matrix"):
-        Compensation(moments.inputs_CC, ridge=1e9, damping=0.05).latent(weight, -moments.cross_DC)
+        Compensation(moments.inputs_CC, ridge=1e9, damping=0.05).latents([weight], [-moments.cross_DC])
