@@ -59,37 +59,35 @@ def compensate(student: PreTrainedModel, batches: list[Batch], options: Compensa
     """
     set_lambda(student, 0.0)
     batches = [{name: tensor.to(student.device) for name, tensor in batch.items()} for batch in batches]
-    calls = first_layer_calls(student, batches)
+    originals, keywords = layer_calls(student, batches)
     kept = [batch["segment_ids"].flatten() > 0 for batch in batches]
-    originals = [hidden for hidden, _ in calls]
     streams = list(originals)
     drifts: list[float] = []
     layers = decoder_layers(student)
-    for layer in layers:
-        walk = LayerWalk(layer, family_of(student.config), [keywords for _, keywords in calls], kept)
+    for layer, given in zip(layers, keywords, strict=True):
+        walk = LayerWalk(layer, family_of(student.config), given, kept)
         originals, streams = walk.compensate(originals, streams, options)
         drifts.append(drift(originals, streams, kept))
         report(len(drifts), len(layers), drifts[-1])
     return drifts
 
 
-def first_layer_calls(model: PreTrainedModel, batches: list[Batch]) -> list[tuple[Tensor, dict[str, Any]]]:
-    """What the first decoder layer is given for each batch: hidden states, and the keywords that all layers get."""
-    calls: list[tuple[Tensor, dict[str, Any]]] = []
+def layer_calls(model: PreTrainedModel, batches: list[Batch]) -> tuple[list[Tensor], list[list[dict[str, Any]]]]:
+    """What the decoder layers are given: of each batch the first one's hidden states, and of each layer the keywords of each batch.
 
-    def leave(module: nn.Module, args: tuple[Tensor, ...], keywords: dict[str, Any]) -> None:
-        calls.append((args[0], keywords))
-        raise Reached
-
+    Keywords differ between layers where a family turns positions in more than one way.
+    """
+    layers = decoder_layers(model)
+    hidden: list[Tensor] = []
+    keywords: list[list[dict[str, Any]]] = [[] for _ in layers]
     with ExitStack() as hooks:
-        handle = decoder_layers(model)[0].register_forward_pre_hook(leave, with_kwargs=True)
-        hooks.callback(handle.remove)
+        for layer, found in zip(layers, keywords, strict=True):
+            keep = layer.register_forward_pre_hook(lambda module, args, given, found=found: found.append(given), with_kwargs=True)
+            hooks.callback(keep.remove)
+        hooks.callback(layers[0].register_forward_pre_hook(lambda module, args: hidden.append(args[0])).remove)
         for batch in batches:
-            try:
-                run_body(model, batch)
-            except Reached:
-                pass
-    return calls
+            run_body(model, batch)
+    return hidden, keywords
 
 
 def drift(originals: list[Tensor], streams: list[Tensor], kept: list[Tensor]) -> float:

@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 from transformers import PreTrainedModel
 
-from tests.wfray.student.conftest import rough_model, tiny_model
+from tests.wfray.student.conftest import WINDOWED, rough_model, tiny_model
 from wfray.config.convert import Compensated, Subln
 from wfray.quant import set_lambda
 from wfray.quant.bitlinear import bit_linears
@@ -53,9 +53,20 @@ def test_the_student_is_nearer_to_its_original_than_rounding_alone_makes_it(fami
     assert drifts(student, original, fresh)[-1] < 0.7 * drifts(plain, original, fresh)[-1]
 
 
-@pytest.mark.parametrize("placement", ["none", "output", "all"])
-def test_the_drift_is_what_the_finished_student_has_on_the_calibration_text(placement: str) -> None:
-    original = rough_model("qwen3")
+@pytest.mark.parametrize(
+    ("family", "placement", "options"),
+    [
+        *((family, "none", {}) for family in sorted(FAMILIES)),
+        *((family, "none", options) for family, options in WINDOWED.items()),
+        ("qwen3", "output", {}),
+        ("qwen3", "all", {}),
+    ],
+)
+def test_the_drift_is_what_the_finished_student_has_on_the_calibration_text(
+    family: str, placement: str, options: dict[str, object]
+) -> None:
+    """Layers of one model may turn positions or see windows differently, and each is walked as the model runs it."""
+    original = rough_model(family, **options)
     batches = text(8, seed=1)
     student, reported = compensated(original, batches, placement)
     assert reported == pytest.approx(drifts(student, original, batches), rel=1e-4)
