@@ -23,6 +23,8 @@ def main(config: ConvertConfig) -> None:
     if stage.done:
         print(f"{config.stage}: already done in {stage.directory}")
         return
+    if config.threads is not None:
+        torch.set_num_threads(config.threads)
     with stage, stage.metrics() as metrics:
         metrics.write(progress=0.1, message="reading the original")
         source = materialize(config.model, resolve_home(config.models))

@@ -49,6 +49,8 @@ class ConvertConfig(StageConfig):
     corpus: str | None = "pack"
     """Stage or directory of the packed corpus for calibration; needed when `subln.init` is calibrated or `rounding` compensated."""
     calibration_tokens: PositiveInt = 4096
+    threads: PositiveInt | None = None
+    """CPU threads; None leaves it to torch, which takes one in a submitted job."""
 
     @property
     def calibrates(self) -> bool:

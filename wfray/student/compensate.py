@@ -12,8 +12,7 @@ added are aimed at the output alone.
 **What counts.** Errors of what is added to the stream are taken relative to it, those of gate and up also by how much their MLP adds to
 it, and those of queries, keys and values as they are.
 
-**What it gives**, and what is lost most: a document's first token, whose stream is a hundred times as long as others' in the original and
-on which attention rests, keeps that in some documents and loses it in others (benchmarks/quality/LOG.md).
+What it gives is in benchmarks/quality/LOG.md.
 """
 
 from collections.abc import Callable, Iterator
