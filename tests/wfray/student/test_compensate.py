@@ -12,7 +12,8 @@ from wfray.config.convert import Compensated, Subln
 from wfray.quant import set_lambda
 from wfray.quant.bitlinear import bit_linears
 from wfray.student import compensate, convert, run_body
-from wfray.student.families import FAMILIES
+from wfray.student.compensate import LayerWalk, layer_calls
+from wfray.student.families import FAMILIES, family_of
 
 Batch = dict[str, Tensor]
 OPTIONS = Compensated(kind="compensated", ridge=0.05, damping=0.05)
@@ -95,6 +96,33 @@ def test_a_student_of_half_precision_gets_float32_latents_and_only_its_projectio
     kept = dict(original.named_parameters())
     rest = {name: parameter for name, parameter in student.named_parameters() if id(parameter) not in latent}
     assert rest and all(torch.equal(parameter, kept[name]) for name, parameter in rest.items())
+
+
+def walk_of(model: PreTrainedModel, batches: list[Batch]) -> tuple[LayerWalk, list[Tensor]]:
+    """The first layer of a converted model at lambda 0, and its inputs."""
+    convert(model, Subln(placement="none", init="ones"))
+    set_lambda(model, 0.0)
+    hidden, keywords = layer_calls(model, batches)
+    kept = [batch["segment_ids"].flatten() > 0 for batch in batches]
+    return LayerWalk(model.model.layers[0], family_of(model.config), keywords[0], kept), hidden
+
+
+@torch.no_grad()
+def test_what_is_aimed_at_is_a_projections_product_without_its_bias() -> None:
+    walk, hidden = walk_of(rough_model("qwen2"), text(1, seed=1))
+    layer = walk.layer
+    _, tokens = walk.watch(hidden)
+    x = layer.input_layernorm(hidden[0])[0, :40]  # type: ignore[operator]
+    assert walk.projections["q_proj"].bias is not None
+    torch.testing.assert_close(tokens[0].outputs["q_proj"], x @ walk.projections["q_proj"].weight.T, rtol=1e-4, atol=1e-4)
+
+
+def test_codes_are_not_held_afterwards() -> None:
+    student, _ = compensated(tiny_model("llama"), text(4, seed=1))
+    layer = bit_linears(student)[0]
+    before = layer.ternary_weight()[0].clone()
+    layer.weight.data.neg_()
+    assert torch.equal(layer.ternary_weight()[0], -before)
 
 
 def test_at_lambda_0_the_latents_are_another_model_than_the_original() -> None:
