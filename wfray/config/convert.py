@@ -29,7 +29,8 @@ class Compensated(Config):
 
     kind: Literal["compensated"]
     tokens: PositiveInt = 32768
-    """Of the calibration text. All of it runs through every layer three times, and twice the hidden states are held, 2 or 4 bytes each."""
+    """Of the calibration text. All of it runs through every layer twice and through parts of it three times more; its hidden states are
+    held twice, and every projection's outputs of one layer."""
     ridge: NonNegativeFloat = 0.05
     """Pull towards the original weights, in units of the mean square of an input feature; more where there is little text."""
     damping: PositiveFloat = 0.05
