@@ -59,14 +59,20 @@ class Job:
         return Commit.model_validate_json(self.state.read_text(encoding="utf-8")) if self.state.exists() else None
 
 
-def work(job: Job, attempt: int, rank: int, world_size: int, barrier: Any, steps_done: Any) -> None:
-    """One worker: consume to the end of the job."""
+ROOM = 2
+"""Steps after the one at which a kill is due; there the group waits for it, so that it never outruns a supervisor without a core."""
+
+
+def work(job: Job, attempt: int, rank: int, world_size: int, barrier: Any, steps_done: Any, halt: int) -> None:
+    """One worker: consume to the end of the job, or up to step `halt`, where it is killed."""
     commit = job.commit()
     cursor, notes = (commit.cursor, commit.notes) if commit else (None, [])
     stream = open_stream(job, cursor)
     plan = StepPlan(job.rows, job.rows // world_size // 2, job.num_steps, len(notes), in_flight=3)
     rows: list[str] = []
     for micro in Feed(stream, plan, None, rank, world_size):
+        while micro.step == halt:
+            time.sleep(1)
         rows += [fingerprint(*row) for row in zip(micro.batch["input_ids"].numpy(), micro.batch["targets"].numpy(), strict=True)]
         if not micro.is_last:
             continue
@@ -115,12 +121,14 @@ def run_group(job: Job, attempt: int, world_size: int, steps_left: float | None,
     """Run one group; kill it about `steps_left` steps from now. Whether it came to its end."""
     commit = job.commit()
     done = len(commit.notes) if commit else 0
+    due = job.num_steps if steps_left is None else done + int(steps_left)
     barrier, steps_done = CONTEXT.Barrier(world_size), CONTEXT.Value("q", done)
-    workers = [CONTEXT.Process(target=work, args=(job, attempt, rank, world_size, barrier, steps_done)) for rank in range(world_size)]
+    shared = (world_size, barrier, steps_done, due + ROOM)
+    workers = [CONTEXT.Process(target=work, args=(job, attempt, rank, *shared)) for rank in range(world_size)]
     for worker in workers:
         worker.start()
     if steps_left is not None:
-        while steps_done.value < done + int(steps_left) and any(worker.is_alive() for worker in workers):
+        while steps_done.value < due and any(worker.is_alive() for worker in workers):
             time.sleep(0.001)
         time.sleep(chance.uniform(0, 0.003))
         for worker in chance.sample(workers, world_size):

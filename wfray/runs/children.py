@@ -2,11 +2,14 @@
 
 import ctypes
 import os
+import random
 import signal
 import socket
 from contextlib import ExitStack, suppress
 
 LINUX_PR_SET_PDEATHSIG = 1
+PORTS = range(20_000, 32_768)
+"""Above those of Ray's workers, and below those that Linux gives to connections, which could take a port before its server binds it."""
 
 
 def die_with_parent() -> None:
@@ -26,9 +29,18 @@ def free_port() -> int:
 
 
 def free_ports(number: int) -> list[int]:
-    """Different TCP ports on loopback that are free now: all are held until the last is found."""
+    """Different TCP ports on loopback that are free now: all are held until the last is found.
+
+    Raises:
+        RuntimeError: there are not that many.
+    """
+    found: list[int] = []
     with ExitStack() as stack:
-        listeners = [stack.enter_context(socket.socket()) for _ in range(number)]
-        for listener in listeners:
-            listener.bind(("127.0.0.1", 0))
-        return [int(listener.getsockname()[1]) for listener in listeners]
+        for port in random.Random().sample(PORTS, len(PORTS)):
+            listener = stack.enter_context(socket.socket())
+            with suppress(OSError):
+                listener.bind(("127.0.0.1", port))
+                found.append(port)
+            if len(found) == number:
+                return found
+    raise RuntimeError(f"there are not {number} free TCP ports from {PORTS.start} to {PORTS.stop - 1}")
