@@ -10,9 +10,9 @@ layer quantizes them, and y [T, D] the outputs that are wanted, which may be ano
 3. set the scale to the best one for those codes, `<codes, X> / <codes, codes H>`, and round once more with it;
 4. keep each weight as it stood when it was rounded, moved so far that plain rounding gives the same codes and the same scale.
 
-So the result is a latent matrix like any other: a BitLinear computes with it, and training goes on from it. Moments are sums in float32
-of products in the dtype of the inputs: in bfloat16 that of some hundred tokens is off by one part in 500, which is little beside the
-damping. Systems are solved in float64, rounding is float32.
+So the result is a latent matrix like any other: a BitLinear computes with it, and training goes on from it. Moments and rounding are
+float32 whatever the model computes in: rounded to bfloat16, the moments of a feature a hundred times as strong as the mean are off by as
+much as the damping adds, and have negative eigenvalues. Systems are solved in float64.
 
 Cost: O(T C (C + D)) for the moments, O(C^3) for the factors, O(D C^2) for the rest.
 """
@@ -40,10 +40,10 @@ class Moments:
         self.cross_DC = torch.zeros(num_outputs, num_features, device=device)
 
     def add(self, x_TC: Tensor, y_TD: Tensor, weight_T1: Tensor) -> None:
-        """Add tokens: inputs, wanted outputs and how much each token's error counts; products are in the dtype of the inputs."""
-        weighted_TC = (fake_quantize_activations(x_TC.float()) * weight_T1).to(x_TC.dtype)
+        """Add tokens: inputs, wanted outputs and how much each token's error counts."""
+        weighted_TC = fake_quantize_activations(x_TC.float()) * weight_T1
         self.inputs_CC += weighted_TC.T @ weighted_TC
-        self.cross_DC += (y_TD * weight_T1).to(x_TC.dtype).T @ weighted_TC
+        self.cross_DC += (y_TD * weight_T1).T @ weighted_TC
 
 
 class Compensation:

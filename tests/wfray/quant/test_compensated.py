@@ -53,6 +53,18 @@ def test_rounding_is_that_of_the_paper(inputs: Tensor, weight: Tensor) -> None:
     assert (codes != wanted).float().mean() < 0.01, "float32 may round a tie the other way"
 
 
+def test_moments_of_half_precision_inputs_are_exact() -> None:
+    """One feature a hundred times as strong as the rest, and a common part, as the inputs of an o_proj have them."""
+    torch.manual_seed(0)
+    x = (torch.randn(NUM_TOKENS, NUM_FEATURES) + 3 * torch.randn(NUM_TOKENS, 1)) * torch.tensor([100.0] + [1.0] * (NUM_FEATURES - 1))
+    x, y = x.bfloat16(), torch.randn(NUM_TOKENS, NUM_OUTPUTS).bfloat16()
+    moments = moments_of(x, y)
+    exact = fake_quantize_activations(x.float()).double()
+    norms_C = exact.norm(dim=0)
+    assert ((moments.inputs_CC - exact.T @ exact) / norms_C.outer(norms_C)).abs().max() < 1e-6
+    assert ((moments.cross_DC - y.double().T @ exact) / y.double().norm(dim=0).outer(norms_C)).abs().max() < 1e-6
+
+
 def test_refit_is_ridge_regression(inputs: Tensor, weight: Tensor) -> None:
     y = inputs @ weight.T + torch.randn(NUM_TOKENS, NUM_OUTPUTS)
     moments = moments_of(inputs, y)
