@@ -38,7 +38,7 @@ def main(config: ConvertConfig) -> None:
         student = convert(model, config.subln, input_rms)
         drifts = []
         if isinstance(config.rounding, Compensated):
-            rows = list(calibration_rows(stage.inputs["corpus"] / "corpus", config.rounding.tokens))
+            rows = list(calibration_rows(stage.inputs["corpus"] / "corpus", config.rounding.tokens, config.rounding.piece_tokens))
             student.to(torch.device("cuda" if torch.cuda.is_available() else "cpu"))  # type: ignore[arg-type]
 
             def report(layers_done: int, num_layers: int, drift: float) -> None:

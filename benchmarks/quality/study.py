@@ -22,7 +22,7 @@ Not in the paper:
 | teacher_start_gradual | the same, lambda from 0 to 1 over the first part | + KL of the logits |
 | teacher_plain_gradual | the tuned teacher of its seed itself, without SubLN, lambda likewise | + KL of the logits |
 | rounded | the tuned teacher of its seed, without SubLN, by compensated rounding on the task's text | none: it is not trained |
-| rounded_kd | the same | + KL of the logits |
+| rounded_norms | the same, its norms alone learn | + KL of the logits |
 
 Every stage is one of the repository's jobs with a configuration file and overrides, so a study is a pipeline: what is done is
 skipped, what was killed is resumed, and more seeds or arms are added by naming them.
@@ -54,6 +54,8 @@ class Arm:
 
     trained: bool = True
     """Whether it is trained on the task, or evaluated as it starts."""
+    learned: Literal["all", "norms"] = "all"
+    """Which parameters the training changes."""
 
     @property
     def taught(self) -> bool:
@@ -79,7 +81,7 @@ ARMS: dict[str, Arm] = {
     "teacher_start_gradual": Arm(start="tuned", terms=("cross_entropy", "logits_kl"), gradual=True),
     "teacher_plain_gradual": Arm(start="tuned_plain", terms=("cross_entropy", "logits_kl"), gradual=True),
     "rounded": Arm(start="rounded", trained=False),
-    "rounded_kd": Arm(start="rounded", terms=("cross_entropy", "logits_kl")),
+    "rounded_norms": Arm(start="rounded", terms=("cross_entropy", "logits_kl"), learned="norms"),
 }
 
 
@@ -115,8 +117,8 @@ class Study(Config):
     seeds: list[int] = Field([0, 1, 2], min_length=1)
     full_precision_learning_rate: PositiveFloat = 1e-4
     """Of fp_sft; ternary students learn at that of the distill configuration."""
-    rounded_learning_rate: PositiveFloat = 5e-5
-    """Of students that start by rounding: what compensates for one another is soon lost at a higher one."""
+    norms_learning_rate: PositiveFloat = 1e-2
+    """Where norms alone learn."""
     rounding_tokens: PositiveInt = 32768
     """Of the task's text, on which such a start is calibrated."""
     gradual_share: PositiveFloat = Field(0.5, le=1.0)
@@ -171,8 +173,8 @@ class Study(Config):
         values["teacher"] = {"application": f"tuned-{seed}", "made_by": f"fp_sft-{seed}"} if arm.taught else None
         if not arm.quantized:
             values |= {"quantization": {"schedule": "none"}, "train.optimizer.learning_rate": self.full_precision_learning_rate}
-        if arm.start == "rounded":
-            values["train.optimizer.learning_rate"] = self.rounded_learning_rate
+        if arm.learned == "norms":
+            values |= {"train.learned": "norms", "train.optimizer.learning_rate": self.norms_learning_rate}
         if arm.gradual:
             tokens = tree.get("train.tokens", tree["train"]["tokens"])
             values["quantization"] = {"schedule": "linear", "warmup_tokens": round(tokens * self.gradual_share)}
@@ -186,9 +188,10 @@ class Study(Config):
         return self.call("convert", stage, corpus="text", **{"model": model, "subln.placement": placement})
 
     def rounded(self, stage: str, path: str) -> StageCall:
-        """A student of the tuned teacher by compensated rounding on the task's text."""
+        """A student of the tuned teacher by compensated rounding on the task's text, whose examples all begin alike."""
         values = {"model": {"kind": "directory", "path": path}, "subln.placement": "none"}
-        return self.call("convert", stage, corpus="task", **values, rounding={"kind": "compensated", "tokens": self.rounding_tokens})
+        rounding = {"kind": "compensated", "tokens": self.rounding_tokens, "piece_tokens": None}
+        return self.call("convert", stage, corpus="task", **values, rounding=rounding)
 
     def teacher(self, application: str, path: str) -> StageCall:
         """An application that serves a checkpoint directory."""

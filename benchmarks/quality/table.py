@@ -32,7 +32,7 @@ NAMES = {
     "teacher_start_gradual": "teacher's weights, gradual",
     "teacher_plain_gradual": "teacher's weights, gradual, no SubLN",
     "rounded": "teacher's weights, compensated, untrained",
-    "rounded_kd": "teacher's weights, compensated + logits KD",
+    "rounded_norms": "the same + logits KD, norms alone learn",
 }
 
 

@@ -16,6 +16,7 @@ from wfray.runs.metrics import read_metrics
 from wfray.student import calibration_rows, compensate, convert, load_original, load_student, materialize
 
 TOKENS = 200
+PIECE_TOKENS = 5
 
 
 @pytest.fixture
@@ -29,7 +30,8 @@ def run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 def config(run: Path, **values: object) -> ConvertConfig:
     tree = {"run": str(run), "model": {"kind": "directory", "path": str(run / "model")}, "subln": {"placement": "none"}}
-    return ConvertConfig.parse({**tree, "rounding": {"kind": "compensated", "tokens": TOKENS}, **values}, "test")
+    rounding = {"kind": "compensated", "tokens": TOKENS, "piece_tokens": PIECE_TOKENS}
+    return ConvertConfig.parse({**tree, "rounding": rounding, **values}, "test")
 
 
 def test_the_student_is_the_one_that_the_calibration_rows_give(run: Path) -> None:
@@ -37,7 +39,8 @@ def test_the_student_is_the_one_that_the_calibration_rows_give(run: Path) -> Non
     student = load_student(run / "convert" / "student")
     wanted = convert(load_original(run / "model", torch.bfloat16), Subln(placement="none"))
     settings = config(run).rounding
-    drifts = compensate(wanted, list(calibration_rows(run / "pack" / "corpus", TOKENS)), settings, lambda *progress: None)  # type: ignore[arg-type]
+    rows = list(calibration_rows(run / "pack" / "corpus", TOKENS, PIECE_TOKENS))
+    drifts = compensate(wanted, rows, settings, lambda *progress: None)  # type: ignore[arg-type]
     for ours, theirs in zip(bit_linears(student), bit_linears(wanted), strict=True):
         assert torch.equal(ours.weight, theirs.weight) and ours.partial_lambda is None
     manifest = Manifest.read(run / "convert")

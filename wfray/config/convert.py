@@ -31,6 +31,9 @@ class Compensated(Config):
     tokens: PositiveInt = 32768
     """Of the calibration text. All of it runs through every layer twice and through parts of it three times more; its hidden states are
     held twice, and every projection's outputs of one layer."""
+    piece_tokens: PositiveInt | None = 64
+    """Documents are cut into pieces of this many tokens, since a document's first token, on which attention rests, is otherwise too
+    rare to be fitted; None leaves them whole, for text that always begins alike."""
     ridge: NonNegativeFloat = 0.05
     """Pull towards the original weights, in units of the mean square of an input feature; more where there is little text."""
     damping: PositiveFloat = 0.05

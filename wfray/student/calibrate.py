@@ -43,19 +43,28 @@ def calibrate(model: PreTrainedModel, subln: Subln, corpus: Path, num_tokens: in
     return measure_input_rms(model, subln, run)
 
 
-def calibration_rows(corpus: Path, num_tokens: int) -> Iterator[dict[str, Tensor]]:
+def calibration_rows(corpus: Path, num_tokens: int, piece_tokens: int | None = None) -> Iterator[dict[str, Tensor]]:
     """The first rows of the training mix, each as a batch [1, T] for `run_body`.
 
     Args:
         corpus: a packed corpus directory.
         num_tokens: how much text, rounded down to rows, one row at least.
+        piece_tokens: what documents are cut into, see `in_pieces`; None: left whole.
     """
     packed = PackedCorpus(corpus)
     stream = MixedStream(packed, "train", seed=SEED)
     for _ in range(max(1, num_tokens // packed.index.sequence_length)):
         row = stream.take(1)
         arrays: dict[str, np.ndarray] = {name: row[name] for name in ("input_ids", "position_ids", "segment_ids")}
-        yield {name: torch.from_numpy(array) for name, array in arrays.items()}
+        batch = {name: torch.from_numpy(array) for name, array in arrays.items()}
+        yield batch if piece_tokens is None else in_pieces(batch, piece_tokens)
+
+
+def in_pieces(batch: dict[str, Tensor], piece_tokens: int) -> dict[str, Tensor]:
+    """The rows [B, T] of `batch` with every document cut into documents of `piece_tokens` tokens, the last one shorter."""
+    position_ids = batch["position_ids"] % piece_tokens
+    segment_ids = (position_ids == 0).cumsum(-1, dtype=torch.int32).where(batch["segment_ids"] > 0, 0)
+    return {**batch, "position_ids": position_ids, "segment_ids": segment_ids}
 
 
 @torch.no_grad()

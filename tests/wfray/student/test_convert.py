@@ -12,7 +12,7 @@ from wfray.config.convert import ConvertConfig, Subln
 from wfray.data.stream import MixedStream
 from wfray.quant import BitLinear
 from wfray.student import calibrate, convert, hidden_states
-from wfray.student.calibrate import measure_input_rms
+from wfray.student.calibrate import in_pieces, measure_input_rms
 from wfray.student.families import FAMILIES, PROJECTIONS, decoder_layers
 
 
@@ -48,6 +48,21 @@ def test_calibration_reads_the_first_rows_of_the_training_mix(tmp_path: Path) ->
     assert calibrate(model, Subln(), tmp_path, num_tokens=3 * 16 + 5) == pytest.approx(wanted, rel=1e-6)
     held = tiny_model("llama").bfloat16()
     assert calibrate(held, Subln(), tmp_path, num_tokens=3 * 16) == pytest.approx(wanted, rel=0.02)
+
+
+def test_documents_are_cut_into_pieces() -> None:
+    """Documents of seven and two tokens, and three of padding."""
+    batch = {
+        "input_ids": torch.arange(12)[None],
+        "position_ids": torch.tensor([[0, 1, 2, 3, 4, 5, 6, 0, 1, 0, 1, 2]], dtype=torch.int32),
+        "segment_ids": torch.tensor([[1, 1, 1, 1, 1, 1, 1, 2, 2, 0, 0, 0]], dtype=torch.int32),
+    }
+    cut = in_pieces(batch, 3)
+    assert cut["position_ids"].tolist() == [[0, 1, 2, 0, 1, 2, 0, 0, 1, 0, 1, 2]]
+    assert cut["segment_ids"].tolist() == [[1, 1, 1, 2, 2, 2, 3, 4, 4, 0, 0, 0]]
+    assert cut["input_ids"] is batch["input_ids"] and {name: part.dtype for name, part in cut.items()} == {
+        name: part.dtype for name, part in batch.items()
+    }
 
 
 def test_calibration_without_measurements_is_refused() -> None:
