@@ -108,6 +108,11 @@ class BitLinear(nn.Module):
         """Go back to codes of the current latent weight."""
         self._held = None
 
+    @property
+    def holds_codes(self) -> bool:
+        """Whether codes are held."""
+        return self._held is not None
+
     def extra_repr(self) -> str:
         return f"in_features={self.weight.shape[1]}, out_features={self.weight.shape[0]}, bias={self.bias is not None}"
 
@@ -118,9 +123,9 @@ def bit_linears(model: nn.Module) -> list[BitLinear]:
 
 
 def hold_codes(model: nn.Module) -> None:
-    """Compute the codes of every BitLinear that uses them once, for as long as no weight changes."""
+    """Compute the codes of every BitLinear that uses them, and holds none yet, once, for as long as no weight changes."""
     for layer in bit_linears(model):
-        if not layer.is_plain:
+        if not layer.is_plain and not layer.holds_codes:
             layer.hold_codes()
 
 

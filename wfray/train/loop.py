@@ -157,7 +157,8 @@ class Trainer:
         """Take the step or refuse it; its figures."""
         figures: dict[str, Any] = self.collective.sum_floats(self.sums) | self.ratios
         norm = global_norm(self.model.parameters())
-        self.replica.release_codes()
+        if self.config.train.learned == "all":
+            self.replica.release_codes()
         if math.isfinite(figures["loss"]) and math.isfinite(norm):
             figures |= self._take(norm)
         else:

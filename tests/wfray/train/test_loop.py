@@ -6,11 +6,13 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from torch import Tensor
 
 from tests.wfray.train.conftest import STEP, Attempt, Killed, config, count_related
 from wfray.data.corpus import PackedCorpus
 from wfray.data.stream import MixedStream
 from wfray.objectives import Totals
+from wfray.quant import bit_linears, quantize_weight
 from wfray.train import Feed, StepPlan
 from wfray.train.feed import MicroBatch
 
@@ -65,13 +67,16 @@ def test_the_loss_falls_and_lambda_reaches_one(corpus: PackedCorpus, tmp_path: P
     assert [row["lambda"] for row in attempt.rows[:6]] == [0.0, 0.25, 0.5, 0.75, 1.0, 1.0]
 
 
-def test_norms_alone_learn_and_codes_stay(corpus: PackedCorpus, tmp_path: Path) -> None:
+def test_norms_alone_learn_and_codes_stay(corpus: PackedCorpus, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    quantized: list[Tensor] = []
+    monkeypatch.setattr("wfray.quant.bitlinear.quantize_weight", lambda weight: quantized.append(weight) or quantize_weight(weight))
     attempt = Attempt(corpus, tmp_path, config(learned="norms", tokens=40 * STEP))
     before = {name: parameter.detach().clone() for name, parameter in attempt.model.named_parameters()}
     losses = list(attempt.run().values())
     assert np.mean(losses[-5:]) < np.mean(losses[:5]) - 0.05
     moved = {name for name, parameter in attempt.model.named_parameters() if not torch.equal(parameter, before[name])}
     assert moved == {name for name in before if "norm" in name}
+    assert len(quantized) == len(bit_linears(attempt.model))
     assert all(parameter.grad is None for name, parameter in attempt.model.named_parameters() if name not in moved)
 
 
