@@ -117,7 +117,7 @@ class Study(Config):
     seeds: list[int] = Field([0, 1, 2], min_length=1)
     full_precision_learning_rate: PositiveFloat = 1e-4
     """Of fp_sft; ternary students learn at that of the distill configuration."""
-    norms_learning_rate: PositiveFloat = 1e-2
+    norms_learning_rate: PositiveFloat = 3e-3
     """Where norms alone learn."""
     rounding_tokens: PositiveInt = 32768
     """Of the task's text, on which such a start is calibrated."""
