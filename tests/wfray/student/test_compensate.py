@@ -12,7 +12,7 @@ from wfray.config.convert import Compensated, Subln
 from wfray.quant import set_lambda
 from wfray.quant.bitlinear import bit_linears
 from wfray.student import compensate, convert, run_body
-from wfray.student.compensate import LayerWalk, layer_calls
+from wfray.student.compensate import LayerWalk, drift, layer_calls
 from wfray.student.families import FAMILIES, family_of
 
 Batch = dict[str, Tensor]
@@ -115,6 +115,19 @@ def test_what_is_aimed_at_is_a_projections_product_without_its_bias() -> None:
     x = layer.input_layernorm(hidden[0])[0, :40]  # type: ignore[operator]
     assert walk.projections["q_proj"].bias is not None
     torch.testing.assert_close(tokens[0].outputs["q_proj"], x @ walk.projections["q_proj"].weight.T, rtol=1e-4, atol=1e-4)
+
+
+@torch.no_grad()
+def test_what_was_lost_before_the_layer_is_made_up_for() -> None:
+    """Streams ten times too long: the layer's inputs say so, since norms take length away, and its output projections can answer."""
+    batches = text(40, seed=1)
+    found = {}
+    for aims_at_outputs in (False, True):
+        walk, hidden = walk_of(rough_model("llama"), batches)
+        walk.norms_outputs = aims_at_outputs
+        results, streams = walk.compensate(hidden, [10 * stream for stream in hidden], OPTIONS)
+        found[aims_at_outputs] = drift(results, streams, walk.kept)
+    assert found[False] < 0.8 * found[True]
 
 
 def test_codes_are_not_held_afterwards() -> None:
