@@ -119,7 +119,7 @@ def test_what_is_aimed_at_is_a_projections_product_without_its_bias() -> None:
 
 @torch.no_grad()
 def test_what_was_lost_before_the_layer_is_made_up_for() -> None:
-    """Streams ten times too long: the layer's inputs say so, since norms take length away, and its output projections can answer."""
+    """Streams ten times too long, of which the layer's inputs show the direction: its output projections take some of it back."""
     batches = text(40, seed=1)
     found = {}
     for aims_at_outputs in (False, True):
