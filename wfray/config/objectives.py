@@ -65,6 +65,18 @@ class ConcreteScore(Config):
     temperature: PositiveFloat = 5.0
 
 
+class Certainty(Config):
+    """The entropy of the student's distribution where its likeliest token is the target already (dParallel, arXiv 2509.26488).
+
+    So that a block-diffusion student is sure of more of what it gets right, and writes more tokens a run. It says nothing of what is
+    wrong, and goes beside cross-entropy.
+    """
+
+    kind: Literal["certainty"]
+    weight: Weight = 2.0
+    temperature: PositiveFloat = 0.5
+
+
 class Alignment(Config):
     """Stage 1.9: distance between student and teacher of the hidden states of every layer (OneBit, arXiv 2402.11295)."""
 
@@ -93,4 +105,4 @@ class AttentionRelations(Config):
     """Algorithm 1, the authors' code: cosine relations over this many slices. None: eq. 12, one relation a head."""
 
 
-Objective = Annotated[CrossEntropy | LogitsKL | ConcreteScore | Alignment | AttentionRelations, Field(discriminator="kind")]
+Objective = Annotated[CrossEntropy | LogitsKL | ConcreteScore | Certainty | Alignment | AttentionRelations, Field(discriminator="kind")]

@@ -179,7 +179,9 @@ class TrainConfig(StageConfig):
             raise ValueError(f"objectives name {', '.join(repeated)} more than once")
         if {"logits_kl", "concrete_score"} <= set(kinds):
             raise ValueError("logits_kl and concrete_score are two ways to follow the teacher's logits: choose one")
-        needs_teacher = sorted(set(kinds) - {"cross_entropy"})
+        if "certainty" in kinds and "cross_entropy" not in kinds:
+            raise ValueError("certainty sharpens what is right and teaches nothing: add {kind: cross_entropy} to objectives")
+        needs_teacher = sorted(set(kinds) - {"cross_entropy", "certainty"})
         if needs_teacher and self.teacher is None:
             raise ValueError(f"objectives {', '.join(needs_teacher)} need a teacher: add `teacher: {{application: teacher}}`")
         if self.teacher is not None and not needs_teacher:

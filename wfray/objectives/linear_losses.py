@@ -1,13 +1,14 @@
-"""Cross-entropy and KL against a teacher, computed together with the LM head's product, chunk by chunk of tokens.
+"""Cross-entropy, KL against a teacher and certainty, computed together with the LM head's product, chunk by chunk of tokens.
 
-No [tokens, vocabulary] tensor exists, forward or backward: a chunk's logits are formed, both losses and their gradient with
+No [tokens, vocabulary] tensor exists, forward or backward: a chunk's logits are formed, the losses and their gradient with
 respect to the logits are taken from them at once and written over them, the gradients of the hidden states and of the head are
 accumulated, and the next chunk takes the same memory. Backward only scales what forward left. With `z` the student's logits:
 
     CE = logsumexp(z) - z[target]                         d CE / dz = softmax(z) - onehot(target)
     KL(teacher || student) at z / T: see `soft_targets`   d KL / dz = (d KL / ds) / T, times T^2 if asked (Hinton)
+    entropy of right tokens: see `certainty`
 
-Both are means over the tokens that have a target. The four products (student, teacher, two gradients) are those of the plain
+All are means over the tokens that have a target. The four products (student, teacher, two gradients) are those of the plain
 implementation, none is repeated; they run in the head's dtype (bfloat16 in training), softmax and sums in at least float32.
 
 A chunk is large enough (`CHUNK_TOKENS`) that adding its product to the head's gradient, a pass over memory, is a few percent of
@@ -23,6 +24,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from wfray.objectives.certainty import CertaintyTerm, add_certainty_, right_tokens
 from wfray.objectives.divergence import exponentiate_
 from wfray.objectives.soft_targets import SoftTargets, Teacher, TeacherHead, soft_targets
 
@@ -40,6 +42,8 @@ class LinearLosses:
     total: Tensor
     cross_entropy: float
     logits_kl: float
+    entropy: float
+    """Of the tokens that are predicted rightly, over all targets."""
 
 
 @dataclass(frozen=True)
@@ -53,6 +57,7 @@ class Task:
     teacher: Teacher | None
     kl_factor: float
     """What the KL is multiplied by: the squared temperature, or 1."""
+    certainty: CertaintyTerm | None
     dtype: torch.dtype
     chunk_tokens: int
 
@@ -72,10 +77,11 @@ def linear_losses(
     kl_weight: float | None = None,
     teacher: Teacher | None = None,
     tau_squared: bool = True,
+    certainty: CertaintyTerm | None = None,
     dtype: torch.dtype = torch.float32,
     chunk_tokens: int | None = None,
 ) -> LinearLosses:
-    """`ce_weight * CE + kl_weight * KL`, without logits in memory.
+    """`ce_weight * CE + kl_weight * KL + certainty.weight * entropy`, without logits in memory.
 
     Args:
         hidden_TC: the LM head's input, tokens in any order.
@@ -85,6 +91,7 @@ def linear_losses(
         ce_weight, kl_weight: None: the loss is not evaluated.
         teacher: its signal, aligned with the tokens; needed for the KL. It states the temperature.
         tau_squared: multiply the KL by the squared temperature.
+        certainty: weight and temperature of the entropy; None: it is not evaluated.
         dtype: of the products.
         chunk_tokens: most tokens whose logits are formed at once; None: `CHUNK_TOKENS`.
 
@@ -96,18 +103,18 @@ def linear_losses(
     kl_factor = teacher.temperature**2 if teacher is not None and tau_squared else 1.0
     if kl_weight is None:
         teacher = None
-    task = Task(targets_T, num_targets, ce_weight, kl_weight, teacher, kl_factor, dtype, chunk_tokens or CHUNK_TOKENS)
+    task = Task(targets_T, num_targets, ce_weight, kl_weight, teacher, kl_factor, certainty, dtype, chunk_tokens or CHUNK_TOKENS)
     with torch.autocast(hidden_TC.device.type, enabled=False):
-        total, ce, kl = _LinearLosses.apply(hidden_TC, weight_VC, task)
-    return LinearLosses(total, ce.item(), kl.item())
+        total, ce, kl, entropy = _LinearLosses.apply(hidden_TC, weight_VC, task)
+    return LinearLosses(total, ce.item(), kl.item(), entropy.item())
 
 
 class _LinearLosses(torch.autograd.Function):
     @staticmethod
-    def forward(ctx: Any, hidden_TC: Tensor, weight_VC: Tensor, task: Task) -> tuple[Tensor, Tensor, Tensor]:
+    def forward(ctx: Any, hidden_TC: Tensor, weight_VC: Tensor, task: Task) -> tuple[Tensor, Tensor, Tensor, Tensor]:
         head_VC = weight_VC.detach().to(task.dtype)
         gradients = Gradients(hidden_TC, weight_VC, *ctx.needs_input_grad[:2])
-        sums = torch.zeros(2, dtype=torch.float64, device=hidden_TC.device)
+        sums = torch.zeros(3, dtype=torch.float64, device=hidden_TC.device)
         chunks = chunks_of(task)
         memory = Memory.of(head_VC, len(chunks[0]) if chunks else 0, task.num_logits)
         for tokens in chunks:
@@ -117,8 +124,10 @@ class _LinearLosses(torch.autograd.Function):
             sums += chunk_losses_(logits_NV, task.targets_T[tokens].long(), soft, memory.tiles_TV[0], task)
             gradients.add(tokens, logits_NV, hidden_NC, head_VC)
         ctx.gradients = gradients.result()
-        ce, kl = sums / task.num_targets
-        return ((task.ce_weight or 0.0) * ce + (task.kl_weight or 0.0) * kl).float(), ce, kl
+        ce, kl, entropy = sums / task.num_targets
+        certainty_weight = task.certainty.weight if task.certainty else 0.0
+        total = (task.ce_weight or 0.0) * ce + (task.kl_weight or 0.0) * kl + certainty_weight * entropy
+        return total.float(), ce, kl, entropy
 
     @staticmethod
     def backward(ctx: Any, grad_total: Tensor, *unused: Tensor) -> tuple[Tensor | None, ...]:
@@ -190,14 +199,17 @@ def chunks_of(task: Task) -> tuple[Tensor, ...]:
 
 
 def chunk_losses_(logits_NV: Tensor, targets_N: Tensor, soft: SoftTargets | None, tile_TV: Tensor, task: Task) -> Tensor:
-    """Sums of the cross-entropies and of the KLs [2]; their weighted gradient takes the place of the logits."""
-    sums = torch.zeros(2, dtype=torch.float64, device=logits_NV.device)
+    """Sums of the cross-entropies, KLs and entropies [3]; their weighted gradient takes the place of the logits."""
+    sums = torch.zeros(3, dtype=torch.float64, device=logits_NV.device)
     for start in range(0, len(logits_NV), len(tile_TV)):
         rows = slice(start, min(start + len(tile_TV), len(logits_NV)))
         logits_TV = tile_TV[: rows.stop - start].copy_(logits_NV[rows])
+        right = right_tokens(logits_TV, targets_N[rows], task.certainty.temperature) if task.certainty else None
         ce_T, kl_T, slope_TV = tile_losses_(logits_TV, targets_N[rows], rows, soft, task)
+        sums[:2] += torch.stack([ce_T.double().sum(), kl_T.double().sum()])
+        if task.certainty and right:
+            sums[2] += add_certainty_(slope_TV, right, task.certainty.weight / task.num_targets)
         logits_NV[rows] = slope_TV
-        sums += torch.stack([ce_T.double().sum(), kl_T.double().sum()])
     return sums
 
 

@@ -11,8 +11,9 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
-from wfray.config.objectives import Alignment, AttentionRelations, ConcreteScore, LogitsKL, Objective
+from wfray.config.objectives import Alignment, AttentionRelations, Certainty, ConcreteScore, LogitsKL, Objective
 from wfray.objectives.alignment import alignment_loss
+from wfray.objectives.certainty import CertaintyTerm
 from wfray.objectives.linear_losses import linear_losses
 from wfray.objectives.ramp import ramp_at
 from wfray.objectives.relations import relation_loss
@@ -99,11 +100,12 @@ class StageLoss(nn.Module):
         num_targets: int,
         weights: dict[str, float],
     ) -> tuple[Tensor, dict[str, float]]:
-        """Cross-entropy and the KL of logits, in one pass."""
+        """Cross-entropy, the KL of logits and certainty, in one pass."""
         objective = next((one for one in self.objectives.values() if isinstance(one, LogitsKL | ConcreteScore)), None)
         kind = objective.kind if objective else "logits_kl"
         ce_weight, kl_weight = weights.get("cross_entropy"), weights.get(kind)
-        if ce_weight is None and kl_weight is None:
+        certainty = self._certainty(weights.get("certainty"))
+        if ce_weight is None and kl_weight is None and certainty is None:
             return head_VC.new_zeros((), dtype=torch.float32), {}
         losses = linear_losses(
             output.hidden_BTC.flatten(0, 1),
@@ -114,10 +116,18 @@ class StageLoss(nn.Module):
             kl_weight=kl_weight,
             teacher=self._teacher(objective, signals) if objective and kl_weight is not None else None,
             tau_squared=isinstance(objective, ConcreteScore) or (isinstance(objective, LogitsKL) and objective.tau_squared),
+            certainty=certainty,
             dtype=self.dtype,
         )
-        measured = {"cross_entropy": losses.cross_entropy, kind: losses.logits_kl}
+        measured = {"cross_entropy": losses.cross_entropy, kind: losses.logits_kl, "certainty": losses.entropy}
         return losses.total, {kind: value for kind, value in measured.items() if kind in weights}
+
+    def _certainty(self, weight: float | None) -> CertaintyTerm | None:
+        """The term with its weight at this moment."""
+        objective = self.objectives.get("certainty")
+        if weight is None or not isinstance(objective, Certainty):
+            return None
+        return CertaintyTerm(weight, objective.temperature)
 
     def _teacher(self, objective: LogitsKL | ConcreteScore, signals: Signals) -> Teacher:
         """The signal that the objective names, its positions in one axis."""

@@ -27,6 +27,7 @@ TERMS = {
     "cross_entropy": "cross-entropy",
     "logits_kl": "KL of the logits",
     "concrete_score": "concrete scores",
+    "certainty": "entropy where right",
     "alignment": "layer alignment",
     "attention_relations": "attention relations",
     "learning_rate": "learning rate",

@@ -11,7 +11,7 @@ from wfray.report.facts import TERMS, RunFacts, StageFacts
 from wfray.report.numbers import perplexity, significant
 
 WIDE, NARROW, PANEL = 1000, 380, 240
-PARTS = ("cross_entropy", "logits_kl", "concrete_score", "alignment", "attention_relations")
+PARTS = ("cross_entropy", "logits_kl", "concrete_score", "certainty", "alignment", "attention_relations")
 
 
 def both_widths(draw: Callable[[int], Markup]) -> Markup:

@@ -58,6 +58,7 @@ STOP = "train.early_stopping={kind: heldout, every_tokens: %s, patience: %s}"
         (["tracking={project: ''}"], "tracking.project: String should have at least 1 character"),
         (["tracking={project: x, mode: disabled}"], "tracking.mode: Input should be 'auto', 'offline' or 'online'"),
         (["objectives=[{kind: cross_entropy, weight: 0}]", "teacher=null"], "every objective has weight 0"),
+        (["objectives=[{kind: certainty}]", "teacher=null"], "certainty sharpens what is right and teaches nothing: add"),
         (["objectives.0.weight={start: -1.0, end: 1.0}"], "start: Input should be greater than or equal to 0"),
         (["objectives.1.weight=-10"], "weight.*greater than or equal to 0"),
         (

@@ -8,6 +8,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.utils._python_dispatch import TorchDispatchMode
 
+from wfray.objectives.certainty import CertaintyTerm
 from wfray.objectives.linear_losses import linear_losses
 from wfray.objectives.soft_targets import Shortlist, Teacher, TeacherHead
 from wfray.quant.determinism import use_deterministic_algorithms
@@ -118,6 +119,44 @@ def test_values_and_gradients_equal_autograd_on_whole_logits(
     assert losses.total.item() == pytest.approx(wanted.item(), rel=1e-6)
     assert (ce_weight or 0) * losses.cross_entropy + (kl_weight or 0) * losses.logits_kl == pytest.approx(wanted.item(), rel=1e-9)
     for ours, reference in zip(torch.autograd.grad(3.0 * losses.total, inputs), torch.autograd.grad(3.0 * wanted, inputs), strict=True):
+        torch.testing.assert_close(ours, reference, rtol=1e-9, atol=1e-12)
+
+
+def plain_entropy(case: Case, temperature: float) -> Tensor:
+    """Of the tokens whose target is the student's likeliest token, over all tokens with a target."""
+    logits, targets = case["hidden"] @ case["head"].t(), case["targets"]
+    right = logits.argmax(-1) == targets
+    assert 3 < right.sum() < num_targets(case) - 3
+    q = (logits[right] / temperature).softmax(-1)
+    return -(q * q.log()).sum() / num_targets(case)
+
+
+@pytest.mark.parametrize("temperature", [0.5, 1.0, 2.0])
+@pytest.mark.parametrize(("ce_weight", "kl_weight"), [(0.7, None), (0.7, 1.3), (None, None)])
+def test_certainty_is_the_entropy_of_what_is_right_and_leaves_the_rest_alone(
+    case: Case, temperature: float, ce_weight: float | None, kl_weight: float | None
+) -> None:
+    half = case["targets"].clone()
+    half[::2] = (case["hidden"] @ case["head"].t()).argmax(-1)[::2]
+    case["targets"] = torch.where(case["targets"] == -100, -100, half)
+    teacher = teacher_of(case, "hidden", 1.0)
+    inputs = [case["hidden"], case["head"]]
+    losses = linear_losses(
+        *inputs,
+        case["targets"],
+        num_targets(case),
+        ce_weight=ce_weight,
+        kl_weight=kl_weight,
+        teacher=teacher,
+        certainty=CertaintyTerm(2.0, temperature),
+        dtype=torch.float64,
+        chunk_tokens=CHUNK,
+    )
+    entropy = plain_entropy(case, temperature)
+    wanted = plain(case, ce_weight, kl_weight, teacher, True) + 2.0 * entropy
+    assert losses.entropy == pytest.approx(entropy.item(), rel=1e-9)
+    assert losses.total.item() == pytest.approx(wanted.item(), rel=1e-6)
+    for ours, reference in zip(torch.autograd.grad(losses.total, inputs), torch.autograd.grad(wanted, inputs), strict=True):
         torch.testing.assert_close(ours, reference, rtol=1e-9, atol=1e-12)
 
 

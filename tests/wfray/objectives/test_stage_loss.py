@@ -15,13 +15,14 @@ from wfray.teacher.signals import Signals
 from wfray.teacher.sparse import sample, top_k
 
 ROWS, LENGTH, WIDTH, VOCABULARY = 2, 8, 16, 60
-KINDS = ["cross_entropy", "logits_kl", "alignment", "attention_relations"]
+KINDS = ["cross_entropy", "logits_kl", "certainty", "alignment", "attention_relations"]
 
 
 def objectives(**kl: Any) -> list[Objective]:
     trees = [
         {"kind": "cross_entropy", "weight": 0.2},
         {"kind": "logits_kl", "weight": {"start": 2.0, "end": 4.0, "shape": "linear"}, "temperature": 2.0, **kl},
+        {"kind": "certainty", "weight": 1.5},
         {"kind": "alignment", "weight": 0.5},
         {"kind": "attention_relations", "weight": 3.0, "layer": 0, "split_heads": 4},
     ]
@@ -43,6 +44,7 @@ class Batch:
         self.teacher_head = normal(VOCABULARY, WIDTH)
         segments = torch.tensor([[1] * 5 + [2] * 3, [1] * 6 + [0] * 2])
         targets = torch.randint(0, VOCABULARY, (ROWS, LENGTH), generator=generator).masked_fill(segments == 0, -100)
+        targets[:, :3] = (self.hidden @ self.head.t()).argmax(dim=-1)[:, :3]
         self.batch = {"targets": targets, "segment_ids": segments}
         hidden = normal(ROWS, LENGTH, WIDTH)
         logits = (hidden @ self.teacher_head.t()).flatten(0, 1)
@@ -74,7 +76,8 @@ def test_one_objective_alone_is_its_part_of_the_whole() -> None:
     total, parts = batch.evaluate(stage)
     assert list(parts) == KINDS
     alone = {kind: batch.evaluate(stage, only=kind) for kind in KINDS}
-    weights = {"cross_entropy": 0.2, "logits_kl": 3.0, "alignment": 0.5, "attention_relations": 3.0}
+    assert parts["certainty"] > 0
+    weights = {"cross_entropy": 0.2, "logits_kl": 3.0, "certainty": 1.5, "alignment": 0.5, "attention_relations": 3.0}
     for kind, (loss, part) in alone.items():
         assert part == {kind: pytest.approx(parts[kind], rel=1e-5)}
         assert loss.item() == pytest.approx(weights[kind] * parts[kind], rel=1e-5)
@@ -86,7 +89,7 @@ def test_one_objective_alone_is_its_part_of_the_whole() -> None:
 def test_relations_are_a_mean_over_all_rows_however_few_targets_there_are() -> None:
     """On task data the answer alone has a target; relations are of every token of its document."""
     batch = Batch()
-    stage = StageLoss(objectives()[3:], None, torch.float32)
+    stage = StageLoss(objectives()[-1:], None, torch.float32)
     summed = relation_loss(batch.qkv, batch.signals["qkv"], Segments.of(batch.batch["segment_ids"]), 4).item()  # type: ignore[arg-type]
     for num_targets in (14, 2):
         _, parts = batch.evaluate(stage, num_targets=num_targets)
