@@ -23,6 +23,7 @@ Not in the paper:
 | teacher_plain_gradual | the tuned teacher of its seed itself, without SubLN, lambda likewise | + KL of the logits |
 | rounded | the tuned teacher of its seed, without SubLN, by compensated rounding on the task's text | none: it is not trained |
 | rounded_norms | the same, its norms alone learn | + KL of the logits |
+| rounded_unquantized | the same, its norms, embedding and LM head learn | + KL of the logits |
 
 Every stage is one of the repository's jobs with a configuration file and overrides, so a study is a pipeline: what is done is
 skipped, what was killed is resumed, and more seeds or arms are added by naming them.
@@ -54,7 +55,7 @@ class Arm:
 
     trained: bool = True
     """Whether it is trained on the task, or evaluated as it starts."""
-    learned: Literal["all", "norms"] = "all"
+    learned: Literal["all", "norms", "unquantized"] = "all"
     """Which parameters the training changes."""
 
     @property
@@ -82,6 +83,7 @@ ARMS: dict[str, Arm] = {
     "teacher_plain_gradual": Arm(start="tuned_plain", terms=("cross_entropy", "logits_kl"), gradual=True),
     "rounded": Arm(start="rounded", trained=False),
     "rounded_norms": Arm(start="rounded", terms=("cross_entropy", "logits_kl"), learned="norms"),
+    "rounded_unquantized": Arm(start="rounded", terms=("cross_entropy", "logits_kl"), learned="unquantized"),
 }
 
 
@@ -118,7 +120,9 @@ class Study(Config):
     full_precision_learning_rate: PositiveFloat = 1e-4
     """Of fp_sft; ternary students learn at that of the distill configuration."""
     norms_learning_rate: PositiveFloat = 3e-3
-    """Where norms alone learn."""
+    """Of norms, where ternary codes stay as they are."""
+    embedding_learning_rate: PositiveFloat = 1e-3
+    """Of embedding and LM head there, where they learn."""
     rounding_tokens: PositiveInt = 32768
     """Of the task's text, on which such a start is calibrated."""
     gradual_share: PositiveFloat = Field(0.5, le=1.0)
@@ -173,8 +177,10 @@ class Study(Config):
         values["teacher"] = {"application": f"tuned-{seed}", "made_by": f"fp_sft-{seed}"} if arm.taught else None
         if not arm.quantized:
             values |= {"quantization": {"schedule": "none"}, "train.optimizer.learning_rate": self.full_precision_learning_rate}
-        if arm.learned == "norms":
-            values |= {"train.learned": "norms", "train.optimizer.learning_rate": self.norms_learning_rate}
+        if arm.learned != "all":
+            values |= {"train.learned": arm.learned, "train.optimizer.learning_rate": self.norms_learning_rate}
+        if arm.learned == "unquantized":
+            values["train.optimizer.embedding_learning_rate"] = self.embedding_learning_rate
         if arm.gradual:
             tokens = tree.get("train.tokens", tree["train"]["tokens"])
             values["quantization"] = {"schedule": "linear", "warmup_tokens": round(tokens * self.gradual_share)}

@@ -33,6 +33,7 @@ NAMES = {
     "teacher_plain_gradual": "teacher's weights, gradual, no SubLN",
     "rounded": "teacher's weights, compensated, untrained",
     "rounded_norms": "the same + logits KD, norms alone learn",
+    "rounded_unquantized": "the same, norms, embedding and head learn",
 }
 
 

@@ -55,11 +55,11 @@ def test_arms_differ_in_student_and_terms_alone(tmp_path: Path) -> None:
         **dict.fromkeys(("ct", "logits_kd", "attention_kd", "bitdistill", "ct_gradual"), "align"),
         **dict.fromkeys(("teacher_start", "teacher_start_gradual"), "convert-tuned-3"),
         "teacher_plain_gradual": "fp_sft-3",
-        "rounded_norms": "convert-rounded-3",
+        **dict.fromkeys(("rounded_norms", "rounded_unquantized"), "convert-rounded-3"),
     }
     assert {name for name, arm in arms.items() if arm.quantization.schedule == "none"} == {"fp_sft"}  # type: ignore[attr-defined]
     taught = {"logits_kd", "attention_kd", "bitdistill", "layers_kd", "teacher_start", "teacher_start_gradual", "teacher_plain_gradual"}
-    taught |= {"rounded_norms"}
+    taught |= {"rounded_norms", "rounded_unquantized"}
     assert {name for name, arm in arms.items() if arm.teacher} == taught  # type: ignore[attr-defined]
     gradual = {name: arm.quantization.warmup_tokens for name, arm in arms.items() if arm.quantization.warmup_tokens}  # type: ignore[attr-defined]
     assert gradual == dict.fromkeys(("ct_gradual", "teacher_start_gradual", "teacher_plain_gradual"), arms["ct"].train.tokens // 2)  # type: ignore[attr-defined]
@@ -72,8 +72,8 @@ def test_a_student_of_the_tuned_teacher_is_made_anew_with_it(tmp_path: Path) -> 
     assert stages_read(planned["convert-tuned-3"].config) == {"fp_sft-3", "text"}  # type: ignore[arg-type]
 
 
-def test_a_rounded_student_is_evaluated_untrained_and_its_norms_learn(tmp_path: Path) -> None:
-    study = Study.load(ROOT / "benchmarks/quality/qnli_articles.yaml", ["seeds=[3]", "arms=[rounded, rounded_norms]"])
+def test_a_rounded_student_is_evaluated_untrained_and_what_is_not_ternary_learns(tmp_path: Path) -> None:
+    study = Study.load(ROOT / "benchmarks/quality/qnli_articles.yaml", ["seeds=[3]", "arms=[rounded, rounded_norms, rounded_unquantized]"])
     planned = stages(study, tmp_path)
     rounding = planned["convert-rounded-3"].config
     assert isinstance(rounding, ConvertConfig) and isinstance(rounding.rounding, Compensated)
@@ -82,10 +82,18 @@ def test_a_rounded_student_is_evaluated_untrained_and_its_norms_learn(tmp_path: 
     assert "rounded-3" not in planned
     trained = planned["rounded_norms-3"].config
     assert isinstance(trained, TrainConfig) and trained.train.optimizer.learning_rate == study.norms_learning_rate
-    assert trained.train.learned == "norms"
+    assert trained.train.learned == "norms" and trained.train.optimizer.embedding_learning_rate is None
+    trained = planned["rounded_unquantized-3"].config
+    assert isinstance(trained, TrainConfig) and trained.train.optimizer.learning_rate == study.norms_learning_rate
+    assert trained.train.learned == "unquantized" and trained.train.optimizer.embedding_learning_rate == study.embedding_learning_rate
     evaluation = planned["evaluate-3"].config
     assert isinstance(evaluation, EvaluateConfig)
-    assert [subject.model_dump()["reference"] for subject in evaluation.subjects] == ["fp_sft-3", "convert-rounded-3", "rounded_norms-3"]
+    assert [subject.model_dump()["reference"] for subject in evaluation.subjects] == [
+        "fp_sft-3",
+        "convert-rounded-3",
+        "rounded_norms-3",
+        "rounded_unquantized-3",
+    ]
 
 
 def test_the_table_has_an_untrained_arm(tmp_path: Path) -> None:

@@ -12,6 +12,8 @@ class AdamWSettings(Config):
 
     learning_rate: PositiveFloat
     """The peak."""
+    embedding_learning_rate: PositiveFloat | None = None
+    """The peak for embedding and LM head; None: `learning_rate`. Where these and norms alone learn, norms want three times as much."""
     beta1: float = Field(0.9, ge=0, lt=1)
     beta2: float = Field(0.95, ge=0, lt=1)
     eps: PositiveFloat = 1e-8

@@ -74,9 +74,10 @@ class Training(Config):
     """Distance of checkpoints; a killed job redoes at most this. Training stands still while 12 bytes a weight are copied, and a token
     takes about 8 operations a weight, so the share of time lost depends on this number and not on the model: 0.3% of ten million tokens
     at 10 GB/s and 200 TFLOP/s."""
-    learned: Literal["all", "norms"] = "all"
-    """`norms`: only parameters of one dimension, norms and biases; the codes stay as they are. For a student of compensated rounding and
-    few tokens: what rounds together stays together, and a step needs no gradients, optimizer states or memory for matrices."""
+    learned: Literal["all", "norms", "unquantized"] = "all"
+    """For a student of compensated rounding and few tokens codes had better stay as they are: what was rounded together stays together, and
+    a step needs no gradients, optimizer states or memory for ternary matrices. `unquantized`: all but these, so embedding, LM head,
+    norms and biases; `norms`: parameters of one dimension alone."""
     optimizer: Optimizer
     clipping: Clipping = FixedClipping()
     schedule: LearningRateSchedule = Field(default_factory=lambda: LearningRateSchedule.model_validate({}))
@@ -115,8 +116,10 @@ class Training(Config):
                 "compile and several workers do not go together: compiled layers need whole weights, workers share codes only; "
                 "set train.compile=false or train.num_workers=1"
             )
-        if self.learned == "norms" and self.optimizer.kind != "adamw":
-            raise ValueError(f"optimizer {self.optimizer.kind} is for matrices, and learned is norms: set train.optimizer.kind=adamw")
+        if self.learned != "all" and self.optimizer.kind != "adamw":
+            raise ValueError(
+                f"optimizer {self.optimizer.kind} is for matrices of layers, and learned is {self.learned}: set train.optimizer.kind=adamw"
+            )
         if not self.possible_workers:
             raise ValueError(f"num_workers {self.num_workers} must be a number or [least, most]")
         self.check_batch(self.batch_tokens, "tokens")

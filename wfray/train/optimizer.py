@@ -17,8 +17,12 @@ from transformers import PreTrainedModel
 
 from wfray.config.optimizer import AdamW, AdamWSettings, MuonSettings
 from wfray.config.train import Training
+from wfray.quant import bit_linears
 from wfray.student.families import decoder_layers
 from wfray.train.average import start_average
+
+RELATIVE_RATE = "relative_rate"
+"""Of a group, where it is not 1: its learning rate over that of the others."""
 
 
 class MuonWithAdamW(torch.optim.Optimizer):
@@ -39,25 +43,31 @@ class MuonWithAdamW(torch.optim.Optimizer):
 
 def freeze(model: PreTrainedModel, train: Training) -> None:
     """Let only those parameters have gradients that `train.learned` names."""
+    ternary = {layer.weight for layer in bit_linears(model)}
     for parameter in model.parameters():
-        parameter.requires_grad_(train.learned == "all" or parameter.ndim < 2)
+        is_learned = {"all": True, "norms": parameter.ndim < 2, "unquantized": parameter not in ternary}
+        parameter.requires_grad_(is_learned[train.learned])
 
 
 def make_optimizer(model: PreTrainedModel, train: Training) -> torch.optim.Optimizer:
     """The optimizer that `train.optimizer` names, with its states and, where it is on, the average of the weights."""
     config = train.optimizer
     parameters = [parameter for parameter in model.parameters() if parameter.requires_grad]
-    optimizer = make_adamw(parameters, config) if isinstance(config, AdamW) else make_muon(model, parameters, config)
+    optimizer = make_adamw(model, parameters, config) if isinstance(config, AdamW) else make_muon(model, parameters, config)
     if train.average:
         start_average(optimizer)
     return optimizer
 
 
-def make_adamw(parameters: Iterable[nn.Parameter], config: AdamWSettings) -> torch.optim.AdamW:
-    """AdamW with two groups."""
+def make_adamw(model: PreTrainedModel, parameters: Iterable[nn.Parameter], config: AdamWSettings) -> torch.optim.AdamW:
+    """AdamW with three groups: matrices, embedding and LM head, the rest."""
     listed = list(parameters)
+    tables = {model.get_input_embeddings().weight, model.get_output_embeddings().weight}
+    rate = config.embedding_learning_rate or config.learning_rate
+    of_tables = {"weight_decay": config.weight_decay, "lr": rate, RELATIVE_RATE: rate / config.learning_rate}
     groups: list[dict[str, Any]] = [
-        {"params": [p for p in listed if p.ndim >= 2], "weight_decay": config.weight_decay},
+        {"params": [p for p in listed if p.ndim >= 2 and p not in tables], "weight_decay": config.weight_decay},
+        {"params": [p for p in listed if p in tables], **of_tables},
         {"params": [p for p in listed if p.ndim < 2], "weight_decay": 0.0},
     ]
     optimizer = torch.optim.AdamW(groups, lr=config.learning_rate, betas=(config.beta1, config.beta2), eps=config.eps, fused=True)
@@ -74,7 +84,7 @@ def make_muon(model: PreTrainedModel, parameters: Iterable[nn.Parameter], config
     """Muon for the matrices of the decoder layers, AdamW for the rest."""
     matrices = [parameter for parameter in decoder_layers(model).parameters() if parameter.ndim == 2 and parameter.requires_grad]
     chosen = set(matrices)
-    adamw = make_adamw((parameter for parameter in parameters if parameter not in chosen), config)
+    adamw = make_adamw(model, (parameter for parameter in parameters if parameter not in chosen), config)
     muon = torch.optim.Muon(
         matrices,
         lr=config.learning_rate,
@@ -90,6 +100,6 @@ def make_muon(model: PreTrainedModel, parameters: Iterable[nn.Parameter], config
 
 
 def set_learning_rate(optimizer: torch.optim.Optimizer, rate: float) -> None:
-    """Set the rate of every group."""
+    """Set the rate of every group, that of embedding and LM head in its proportion."""
     for group in optimizer.param_groups:
-        group["lr"] = rate
+        group["lr"] = rate * group.get(RELATIVE_RATE, 1.0)

@@ -63,7 +63,7 @@ STOP = "train.early_stopping={kind: heldout, every_tokens: %s, patience: %s}"
         (["objectives.1.weight=-10"], "weight.*greater than or equal to 0"),
         (
             ["train.learned=norms", "train.optimizer={kind: muon, learning_rate: 0.01}"],
-            "optimizer muon is for matrices, and learned is norms",
+            "optimizer muon is for matrices of layers, and learned is norms",
         ),
         (["train.gradient_clip=1.0"], "train.gradient_clip: unknown key"),
     ],

@@ -16,6 +16,7 @@ from wfray.quant import bit_linears, quantize_weight
 from wfray.train import Feed, StepPlan
 from wfray.train.feed import MicroBatch
 
+UNQUANTIZED = {"learned": "unquantized", "optimizer": {"learning_rate": 1e-2, "embedding_learning_rate": 3e-3}}
 EVERYTHING: dict[str, Any] = {
     "optimizer": {"kind": "muon_clip", "learning_rate": 1e-2, "tau": 2.0},
     "clipping": {"kind": "zclip", "warmup_steps": 4, "threshold": 0.01},
@@ -24,7 +25,9 @@ EVERYTHING: dict[str, Any] = {
 }
 
 
-@pytest.mark.parametrize("settings", [{}, EVERYTHING, {"learned": "norms"}], ids=["adamw", "everything", "norms"])
+@pytest.mark.parametrize(
+    "settings", [{}, EVERYTHING, {"learned": "norms"}, UNQUANTIZED], ids=["adamw", "everything", "norms", "unquantized"]
+)
 @pytest.mark.parametrize("die_at", [1, 4, 6, 9])
 def test_a_killed_and_resumed_run_has_the_same_rows_to_the_bit(
     corpus: PackedCorpus, tmp_path: Path, settings: dict[str, Any], die_at: int
@@ -67,15 +70,18 @@ def test_the_loss_falls_and_lambda_reaches_one(corpus: PackedCorpus, tmp_path: P
     assert [row["lambda"] for row in attempt.rows[:6]] == [0.0, 0.25, 0.5, 0.75, 1.0, 1.0]
 
 
-def test_norms_alone_learn_and_codes_stay(corpus: PackedCorpus, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize(("learned", "names"), [("norms", ("norm",)), ("unquantized", ("norm", "embed_tokens", "lm_head"))])
+def test_what_is_not_ternary_learns_and_codes_stay(
+    corpus: PackedCorpus, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, learned: str, names: tuple[str, ...]
+) -> None:
     quantized: list[Tensor] = []
     monkeypatch.setattr("wfray.quant.bitlinear.quantize_weight", lambda weight: quantized.append(weight) or quantize_weight(weight))
-    attempt = Attempt(corpus, tmp_path, config(learned="norms", tokens=40 * STEP))
+    attempt = Attempt(corpus, tmp_path, config(learned=learned, tokens=40 * STEP))
     before = {name: parameter.detach().clone() for name, parameter in attempt.model.named_parameters()}
     losses = list(attempt.run().values())
     assert np.mean(losses[-5:]) < np.mean(losses[:5]) - 0.05
     moved = {name for name, parameter in attempt.model.named_parameters() if not torch.equal(parameter, before[name])}
-    assert moved == {name for name in before if "norm" in name}
+    assert moved == {name for name in before if any(part in name for part in names)}
     assert len(quantized) == len(bit_linears(attempt.model))
     assert all(parameter.grad is None for name, parameter in attempt.model.named_parameters() if name not in moved)
 

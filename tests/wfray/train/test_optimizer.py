@@ -82,6 +82,19 @@ def test_matrices_of_the_layers_go_to_muon_and_everything_else_to_adamw() -> Non
 
 
 @pytest.mark.parametrize("kind", ["adamw", "muon"])
+def test_embedding_and_head_learn_at_their_own_rate(kind: str) -> None:
+    model = student()
+    settings = {"kind": kind, "learning_rate": 1e-2, "embedding_learning_rate": 2.5e-3}
+    optimizer = make_optimizer(model, config(optimizer=settings).train)
+    tables = {id(model.model.embed_tokens.weight), id(model.lm_head.weight)}
+    for factor in (1.0, 0.5):
+        rates = {id(p): group["lr"] for group in optimizer.param_groups for p in group["params"]}
+        assert set(rates) == {id(p) for p in model.parameters()}
+        assert rates == {name: pytest.approx(factor * (2.5e-3 if name in tables else 1e-2)) for name in rates}
+        set_learning_rate(optimizer, 0.5e-2)
+
+
+@pytest.mark.parametrize("kind", ["adamw", "muon"])
 def test_what_adamw_moves_moves_as_the_formula_says(kind: str) -> None:
     model = student()
     optimizer = make_optimizer(model, config(optimizer={"kind": kind, "learning_rate": 1e-2, "weight_decay": 0.1}).train)
