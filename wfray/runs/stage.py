@@ -2,7 +2,9 @@
 
 `manifest.json` holds the status, the resolved configuration and its hash, the parents (by identity), the outputs with SHA-256
 and bytes, the figures measured, wall time and library versions. A stage is done when its manifest is complete, the
-configuration and the parents' identities are unchanged and every output still has its recorded hash. The identity of a stage
+configuration and the parents' identities are unchanged and every output still has its recorded hash. A field that the configuration's
+class has gained since counts as its default, so a newer version of the code leaves done what was done: what such a default does
+has to be what was done without the field. The identity of a stage
 covers what it is (configuration, parents, outputs), never when or where it ran, so redoing a stage with an equal result
 leaves its children done.
 """
@@ -58,6 +60,14 @@ class Manifest(BaseModel):
         outputs = sorted((output.path, output.sha256) for output in self.outputs)
         essence = json.dumps([self.stage, self.config_sha256, sorted(self.parents.items()), outputs])
         return hashlib.sha256(essence.encode()).hexdigest()
+
+    def is_of(self, config: Config, parents: dict[str, str]) -> bool:
+        """Whether this is of an equal configuration, see the module docstring, and of these parents."""
+        try:
+            recorded = type(config).parse(self.config, "manifest.json")
+        except ValueError:
+            return False
+        return recorded.digest() == config.digest() and self.parents == parents
 
     @classmethod
     def read(cls, directory: Path) -> Self | None:
@@ -137,8 +147,7 @@ class Stage:
         manifest = Manifest.read(self.directory)
         if manifest is None or manifest.status != "complete":
             return False
-        same = manifest.config_sha256 == self.config.digest() and manifest.parents == self.parents
-        return same and all(self._is_whole(output) for output in manifest.outputs)
+        return manifest.is_of(self.config, self.parents) and all(self._is_whole(output) for output in manifest.outputs)
 
     def _is_whole(self, output: Output) -> bool:
         path = self.directory / output.path
@@ -148,12 +157,7 @@ class Stage:
     def resumable(self) -> bool:
         """Whether what an interrupted attempt left here belongs to this configuration and these parents."""
         manifest = Manifest.read(self.directory)
-        return (
-            manifest is not None
-            and manifest.status != "complete"
-            and manifest.config_sha256 == self.config.digest()
-            and manifest.parents == self.parents
-        )
+        return manifest is not None and manifest.status != "complete" and manifest.is_of(self.config, self.parents)
 
     def __enter__(self) -> Self:
         self.directory.mkdir(parents=True, exist_ok=True)

@@ -48,6 +48,27 @@ def test_a_complete_stage_is_done_until_configuration_output_or_parent_changes(t
     assert not Stage.of(toy(tmp_path)).done
 
 
+class ToyOfLater(Toy):
+    added: int = 3
+
+
+class ToyWithout(StageConfig):
+    stage: str = "child"
+    source: str = "parent"
+
+
+def test_a_newer_version_of_a_configuration_leaves_done_what_was_done(tmp_path: Path) -> None:
+    run(toy(tmp_path, stage="parent"), "a")
+    later = {"run": str(tmp_path), "stage": "parent"}
+    assert Stage.of(ToyOfLater.model_validate(later)).done, "a field that was added counts as its default"
+    assert not Stage.of(ToyOfLater.model_validate({**later, "added": 4})).done
+    assert not Stage.of(ToyOfLater.model_validate({**later, "value": 1})).done
+    assert not Stage.of(ToyWithout.model_validate(later)).done, "a field that is gone may have said anything"
+    path = tmp_path / "parent" / "manifest.json"
+    path.write_text(path.read_text().replace('"value": 0', '"value": 7'))
+    assert not Stage.of(toy(tmp_path, stage="parent")).done, "another default says another thing"
+
+
 def test_moving_a_run_directory_keeps_it_done(tmp_path: Path) -> None:
     run(toy(tmp_path / "a", stage="parent"), "x")
     (tmp_path / "a").rename(tmp_path / "b")
