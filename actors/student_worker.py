@@ -58,7 +58,7 @@ def run_worker(
     if config.train.gradient_checkpointing:
         model.gradient_checkpointing_enable({"use_reentrant": False})
     torch.nn.Module.to(model, "cuda" if torch.cuda.is_available() else "cpu")
-    freeze(model, config.train)
+    freeze(model, config.train.learned)
     if config.train.compile:
         compile_layers(model)
     checkpoints = CheckpointStore(directory / "checkpoints", collective)

@@ -38,6 +38,7 @@ from pydantic import AfterValidator, Field, PositiveFloat, PositiveInt
 from wfray.config.base import Config, RunPath, read_yaml
 from wfray.config.model import ModelSource
 from wfray.config.pipeline import LocalClusterConfig, PipelineConfig, StageCall
+from wfray.config.train import Learned
 
 Task = Literal["sentiment", "boolq", "qnli", "qnli_articles", "hub"]
 
@@ -55,7 +56,7 @@ class Arm:
 
     trained: bool = True
     """Whether it is trained on the task, or evaluated as it starts."""
-    learned: Literal["all", "norms", "unquantized"] = "all"
+    learned: Learned = "all"
     """Which parameters the training changes."""
 
     @property

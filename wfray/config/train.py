@@ -52,6 +52,10 @@ class Tracking(Config):
     """`auto`: online where WANDB_API_KEY is set, else offline, to be sent later with `wandb sync`."""
 
 
+Learned = Literal["all", "norms", "unquantized"]
+"""Which parameters a stage changes; see `Training.learned`."""
+
+
 class Training(Config):
     """Budgets and the numerics of the loop."""
 
@@ -74,7 +78,7 @@ class Training(Config):
     """Distance of checkpoints; a killed job redoes at most this. Training stands still while 12 bytes a weight are copied, and a token
     takes about 8 operations a weight, so the share of time lost depends on this number and not on the model: 0.3% of ten million tokens
     at 10 GB/s and 200 TFLOP/s."""
-    learned: Literal["all", "norms", "unquantized"] = "all"
+    learned: Learned = "all"
     """For a student of compensated rounding and few tokens codes had better stay as they are: what was rounded together stays together, and
     a step needs no gradients, optimizer states or memory for ternary matrices. `unquantized`: all but these, so embedding, LM head,
     norms and biases; `norms`: parameters of one dimension alone."""

@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from transformers import PreTrainedModel
 
 from wfray.config.optimizer import AdamW, AdamWSettings, MuonSettings
-from wfray.config.train import Training
+from wfray.config.train import Learned, Training
 from wfray.quant import bit_linears
 from wfray.student.families import decoder_layers
 from wfray.train.average import start_average
@@ -41,12 +41,12 @@ class MuonWithAdamW(torch.optim.Optimizer):
             part.step()
 
 
-def freeze(model: PreTrainedModel, train: Training) -> None:
-    """Let only those parameters have gradients that `train.learned` names."""
+def freeze(model: PreTrainedModel, learned: Learned) -> None:
+    """Let only those parameters have gradients that `learned` names."""
     ternary = {layer.weight for layer in bit_linears(model)}
     for parameter in model.parameters():
         is_learned = {"all": True, "norms": parameter.ndim < 2, "unquantized": parameter not in ternary}
-        parameter.requires_grad_(is_learned[train.learned])
+        parameter.requires_grad_(is_learned[learned])
 
 
 def make_optimizer(model: PreTrainedModel, train: Training) -> torch.optim.Optimizer:

@@ -100,7 +100,7 @@ class Attempt:
         self.model = convert(tiny_model("llama"), Subln(init="ones"))
         collective, precision = Collective(), dtype_of(settings.train.precision)
         replica = Replica(self.model, precision, collective)
-        freeze(self.model, settings.train)
+        freeze(self.model, settings.train.learned)
         optimizer = make_optimizer(self.model, settings.train)
         store = CheckpointStore(directory / "checkpoints", collective)
         newest = store.newest()

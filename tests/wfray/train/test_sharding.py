@@ -18,11 +18,13 @@ from tests.wfray.student.conftest import SHAPE
 from tests.wfray.train.workers import run_workers
 from wfray.config.convert import Subln
 from wfray.config.objectives import Alignment, AttentionRelations, CrossEntropy, LogitsKL
+from wfray.config.train import Learned
 from wfray.objectives import StageLoss, Totals
 from wfray.quant import bit_linears, quantize_weight, set_lambda
 from wfray.student import convert, lm_head_weight, run_body
 from wfray.student.attention import NAME
 from wfray.train import Collective, Replica
+from wfray.train.optimizer import freeze
 
 OBJECTIVES = [
     CrossEntropy(kind="cross_entropy"),
@@ -57,18 +59,17 @@ def whole(tensor: Tensor) -> Tensor:
     return tensor.detach().full_tensor() if isinstance(tensor, DTensor) else tensor.detach().clone()
 
 
-def train(tied: bool, checkpointing: bool = False, norms_alone: bool = False) -> dict[str, Any]:
+def train(tied: bool, checkpointing: bool = False, learned: Learned = "all") -> dict[str, Any]:
     """A few steps on this worker's share of the batch, row by row; what every worker must agree on."""
     student, teacher = make_model(0, tied), make_model(1, tied)
     if checkpointing:
         student.gradient_checkpointing_enable({"use_reentrant": False})
-    for parameter in student.parameters():
-        parameter.requires_grad_(parameter.ndim < 2 or not norms_alone)
+    freeze(student, learned)
     collective = Collective()
     replica = Replica(student, torch.float32, collective)
     loss = StageLoss(OBJECTIVES, lm_head_weight(teacher).detach(), torch.float32)
-    learned = [parameter for parameter in student.parameters() if parameter.requires_grad]
-    optimizer = torch.optim.AdamW(learned, lr=1e-2, eps=1e-3, fused=True)
+    parameters = [parameter for parameter in student.parameters() if parameter.requires_grad]
+    optimizer = torch.optim.AdamW(parameters, lr=1e-2, eps=1e-3, fused=True)
     totals = Totals(num_targets=ROWS * (LENGTH - 1), num_related=ROWS * LENGTH)
     share = ROWS // collective.world_size
     mine = range(collective.rank * share, (collective.rank + 1) * share)
@@ -93,7 +94,7 @@ def train(tied: bool, checkpointing: bool = False, norms_alone: bool = False) ->
         seen["losses"].append(collective.sum_floats({"loss": total})["loss"])
         found = {name: parameter.grad for name, parameter in student.named_parameters() if parameter.grad is not None}
         seen["gradients"] = seen.get("gradients") or {name: whole(gradient) for name, gradient in found.items()}
-        seen["norms"].append(whole(torch.nn.utils.clip_grad_norm_(learned, 1.0)).item())
+        seen["norms"].append(whole(torch.nn.utils.clip_grad_norm_(parameters, 1.0)).item())
         seen["codes_are_those_of_the_whole_weight"].append(all(codes_agree(layer) for layer in bit_linears(student)))
         replica.release_codes()
         optimizer.step()
@@ -114,10 +115,10 @@ def two(tmp_path_factory: pytest.TempPathFactory) -> list[dict[str, Any]]:
     return run_workers(2, train, tmp_path_factory.mktemp("two"), True)
 
 
-def check(answers: list[dict[str, Any]], tied: bool, norms_alone: bool = False) -> None:
+def check(answers: list[dict[str, Any]], tied: bool, learned: Learned = "all") -> None:
     """Workers agree to the bit with each other, and with one worker but for the order of summation."""
     torch.use_deterministic_algorithms(True)
-    wanted, first = train(tied, norms_alone=norms_alone), answers[0]
+    wanted, first = train(tied, learned=learned), answers[0]
     assert all(first["codes_are_those_of_the_whole_weight"])
     assert first["losses"][0] == pytest.approx(wanted["losses"][0], rel=1e-6)
     assert first["norms"][0] == pytest.approx(wanted["norms"][0], rel=1e-6)
@@ -141,10 +142,12 @@ def test_more_workers_compute_what_one_does(tmp_path: Path, num_workers: int, ti
     check(run_workers(num_workers, train, tmp_path, tied), tied)
 
 
-def test_workers_learn_the_norms_alone_as_one_does(tmp_path: Path) -> None:
-    answers = run_workers(2, train, tmp_path, True, False, True)
-    check(answers, tied=True, norms_alone=True)
-    assert answers[0]["gradients"] and all("norm" in name for name in answers[0]["gradients"])
+@pytest.mark.parametrize(("learned", "names"), [("norms", ("norm",)), ("unquantized", ("norm", "embed_tokens"))])
+def test_workers_learn_what_is_not_ternary_as_one_does(tmp_path: Path, learned: Learned, names: tuple[str, ...]) -> None:
+    answers = run_workers(2, train, tmp_path, True, False, learned)
+    check(answers, tied=True, learned=learned)
+    found = list(answers[0]["gradients"])
+    assert all(any(name in key for key in found) for name in names) and all(any(name in key for name in names) for key in found)
 
 
 def test_gradient_checkpointing_changes_nothing(two: list[dict[str, Any]], tmp_path: Path) -> None:
