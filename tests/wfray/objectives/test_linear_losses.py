@@ -1,6 +1,7 @@
 """The chunked losses against autograd on logits formed at once, for every signal, and the memory that they promise not to take."""
 
 from itertools import product
+from typing import Any
 
 import pytest
 import torch
@@ -9,7 +10,7 @@ from torch.nn import functional as F
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from wfray.objectives.certainty import CertaintyTerm
-from wfray.objectives.linear_losses import linear_losses
+from wfray.objectives.linear_losses import LinearLosses, linear_losses
 from wfray.objectives.soft_targets import Shortlist, Teacher, TeacherHead
 from wfray.quant.determinism import use_deterministic_algorithms
 from wfray.teacher.sparse import sample, top_k
@@ -89,6 +90,10 @@ def num_targets(case: Case) -> int:
     return int((case["targets"] != -100).sum())
 
 
+def exact_losses(case: Case, chunk: int, **terms: Any) -> LinearLosses:
+    return linear_losses(case["hidden"], case["head"], case["targets"], num_targets(case), dtype=torch.float64, chunk_tokens=chunk, **terms)
+
+
 COMBINATIONS = [(0.7, None, "hidden", 1.0, True)] + [
     (ce_weight, 1.3, signal, temperature, tau_squared)
     for ce_weight, signal, (temperature, tau_squared) in product(
@@ -104,17 +109,7 @@ def test_values_and_gradients_equal_autograd_on_whole_logits(
 ) -> None:
     teacher = teacher_of(case, signal, temperature)
     inputs = [case["hidden"], case["head"]]
-    losses = linear_losses(
-        *inputs,
-        case["targets"],
-        num_targets(case),
-        ce_weight=ce_weight,
-        kl_weight=kl_weight,
-        teacher=teacher,
-        tau_squared=tau_squared,
-        dtype=torch.float64,
-        chunk_tokens=chunk,
-    )
+    losses = exact_losses(case, chunk, ce_weight=ce_weight, kl_weight=kl_weight, teacher=teacher, tau_squared=tau_squared)
     wanted = plain(case, ce_weight, kl_weight, teacher, tau_squared)
     assert losses.total.item() == pytest.approx(wanted.item(), rel=1e-6)
     assert (ce_weight or 0) * losses.cross_entropy + (kl_weight or 0) * losses.logits_kl == pytest.approx(wanted.item(), rel=1e-9)
@@ -141,17 +136,8 @@ def test_certainty_is_the_entropy_of_what_is_right_and_leaves_the_rest_alone(
     case["targets"] = torch.where(case["targets"] == -100, -100, half)
     teacher = teacher_of(case, "hidden", 1.0)
     inputs = [case["hidden"], case["head"]]
-    losses = linear_losses(
-        *inputs,
-        case["targets"],
-        num_targets(case),
-        ce_weight=ce_weight,
-        kl_weight=kl_weight,
-        teacher=teacher,
-        certainty=CertaintyTerm(2.0, temperature),
-        dtype=torch.float64,
-        chunk_tokens=CHUNK,
-    )
+    term = CertaintyTerm(2.0, temperature)
+    losses = exact_losses(case, CHUNK, ce_weight=ce_weight, kl_weight=kl_weight, teacher=teacher, certainty=term)
     entropy = plain_entropy(case, temperature)
     wanted = plain(case, ce_weight, kl_weight, teacher, True) + 2.0 * entropy
     assert losses.entropy == pytest.approx(entropy.item(), rel=1e-9)
